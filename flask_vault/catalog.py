@@ -1,0 +1,178 @@
+"""What ``VAULT_SECRETS`` declares: which documents there are, and what to rotate."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import functools
+import typing as t
+
+from .entries import Entry
+from .entries import Reference
+from .entries import Rotation
+from .errors import RotationError
+from .errors import VaultConfigError
+from .rotation import generators
+from .rotation.runner import Target
+from .vault.kv import Location
+
+
+class Catalog:
+    """The entries of an app, by document.
+
+    :param mount: ``VAULT_MOUNT``.
+    :param prefix: ``VAULT_PREFIX``, filled.
+    :raises VaultConfigError: when an entry's ``rotate`` cannot work.
+    """
+
+    def __init__(self, mount: str, prefix: str, entries: cabc.Iterable[Entry]) -> None:
+        self.mount = mount
+        self.prefix = prefix
+        self.entries = tuple(entries)
+
+        for entry in self.entries:
+            _check_rotation(entry)
+
+        _check_agreement(self.rotatable())
+
+    def location(self, reference: Reference, version: int | None = None) -> Location:
+        """Where a reference leads, with ``VAULT_MOUNT`` and ``VAULT_PREFIX``."""
+        if reference.absolute:
+            return Location(reference.path, version)
+
+        mount = self.mount
+        parts = (mount, self.prefix, reference.path)
+        return Location("/".join(filter(None, parts)), version, mount)
+
+    def location_of(self, entry: Entry) -> Location:
+        """Where the document of an entry is, at the version that it pins."""
+        return self.location(entry.reference, entry.secret.version)
+
+    def rotatable(self) -> dict[Location, dict[str, list[Entry]]]:
+        """The entries with ``rotate``, by document and field."""
+        found: dict[Location, dict[str, list[Entry]]] = {}
+
+        for entry in self.entries:
+            if entry.rotated_field is not None:
+                fields = found.setdefault(self.location_of(entry), {})
+                fields.setdefault(entry.rotated_field, []).append(entry)
+
+        return found
+
+    def declared(self, location: Location) -> dict[str, Rotation]:
+        """How the fields of a document are made anew, by field."""
+        fields = self.rotatable().get(location, {})
+        return {f: t.cast(Rotation, found[0].rotation) for f, found in fields.items()}
+
+    def targets(
+        self, select: str | None = None
+    ) -> tuple[list[Target], dict[str, RotationError]]:
+        """What there is to rotate.
+
+        :param select: a config key, an entry's ``name`` or a path (all its rotatable
+            fields); ``None`` is everything.
+        :return: the targets, one for each document; and, by config key, why an entry
+            cannot be rotated by this version.
+        :raises VaultConfigError: when ``select`` names nothing that has ``rotate``.
+        """
+        targets: list[Target] = []
+        refused: dict[str, RotationError] = {}
+
+        for location, fields in self.rotatable().items():
+            makers: dict[str, cabc.Callable[[], t.Any]] = {}
+            label = ""
+
+            for field, entries in fields.items():
+                chosen = [e for e in entries if select is None or _named(e, select)]
+
+                if not chosen:
+                    continue
+
+                rotation = t.cast(Rotation, chosen[0].rotation)
+                label = chosen[0].reference.path
+
+                if rotation.kind == "signing":
+                    makers[field] = functools.partial(
+                        generators.make, rotation.generator, rotation.options
+                    )
+                else:
+                    for entry in chosen:
+                        refused[entry.key] = not_yet(entry.key, rotation.kind)
+
+            if makers:
+                targets.append(Target(location, label, makers))
+
+        if select is not None and not targets and not refused:
+            raise VaultConfigError(
+                f"{select!r} names nothing that can be rotated: give a config key, a"
+                " name or a path of an entry of VAULT_SECRETS that has 'rotate'."
+                f" There are: {', '.join(self._rotatable_keys()) or 'none'}."
+            )
+
+        return targets, refused
+
+    def _rotatable_keys(self) -> list[str]:
+        return [entry.key for entry in self.entries if entry.rotation is not None]
+
+    def owner_of(self, path: str, file: str) -> tuple[Location, str]:
+        """The location of a backup's document, and its name for people.
+
+        :param path: mount and path, as the backup says.
+        :param file: the backup's name, for the message.
+        :raises RotationError: when it is of another app.
+        """
+        for entry in self.entries:
+            location = self.location_of(entry).newest()
+
+            if location.path == path:
+                return location, entry.reference.path
+
+        home = f"{self.mount}/{self.prefix}/"
+
+        if self.prefix and path.startswith(home):
+            return Location(path, mount=self.mount), path[len(home) :]
+
+        raise RotationError(
+            f"The backup {file!r} is of {path!r}, which no entry of VAULT_SECRETS names"
+            " and which is not below VAULT_PREFIX: it is not restored.",
+            path=path,
+        )
+
+
+def _named(entry: Entry, select: str) -> bool:
+    path = select.strip("/")
+    return select in {entry.key, entry.secret.name} or path == entry.reference.path
+
+
+def _check_rotation(entry: Entry) -> None:
+    rotation = entry.rotation
+
+    if rotation is None or rotation.kind != "signing":
+        return
+
+    try:
+        generators.check(rotation.generator, rotation.options)
+    except VaultConfigError as error:
+        raise VaultConfigError(f"VAULT_SECRETS[{entry.key!r}]: {error}") from None
+
+
+def _check_agreement(
+    rotatable: cabc.Mapping[Location, cabc.Mapping[str, list[Entry]]],
+) -> None:
+    for fields in rotatable.values():
+        for field, entries in fields.items():
+            for other in entries[1:]:
+                if other.rotation != entries[0].rotation:
+                    raise VaultConfigError(
+                        f"VAULT_SECRETS[{entries[0].key!r}] and"
+                        f" VAULT_SECRETS[{other.key!r}] rotate the same field {field!r}"
+                        " in different ways: give them the same 'rotate'."
+                    )
+
+
+def not_yet(what: str, kind: str) -> RotationError:
+    """The refusal of a kind of rotation that a later version brings."""
+    return RotationError(
+        f"{what} has 'rotate' of the kind {kind!r}, which this version of Flask-Vault"
+        " cannot do yet: it rotates values that live in Vault only. Nothing was"
+        " changed."
+    )

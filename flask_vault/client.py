@@ -1,0 +1,570 @@
+"""The calls that an app or a script makes. Usable without Flask."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import copy
+import functools
+import logging
+import os
+import pathlib
+import typing as t
+
+from .catalog import Catalog
+from .catalog import not_yet
+from .entries import Entry
+from .entries import parse_entries
+from .entries import Reference
+from .entries import Rotation
+from .errors import BackupError
+from .errors import CheckAndSetError
+from .errors import SecretNotFoundError
+from .errors import VaultConfigError
+from .errors import VaultError
+from .errors import VaultLoginError
+from .errors import VaultPermissionError
+from .errors import VaultUnavailableError
+from .errors import without_frames
+from .rotation import generators
+from .rotation.backup import BackupStore
+from .rotation.runner import Rotated
+from .rotation.runner import Runner
+from .rotation.runner import Target
+from .settings import Settings
+from .store import Snapshot
+from .store import Store
+from .values import pick
+from .values import RESERVED
+from .vault.auth import parse_auth
+from .vault.kv import Document
+from .vault.kv import KV
+from .vault.kv import Location
+from .vault.transport import Endpoint
+from .vault.transport import Transport
+
+P = t.ParamSpec("P")
+R = t.TypeVar("R")
+
+_log = logging.getLogger("flask_vault")
+
+#: How often a merge is tried anew when somebody else writes at the same time.
+_TRIES: t.Final = 5
+
+
+def _at_the_edge(call: cabc.Callable[P, R]) -> cabc.Callable[P, R]:
+    """Let exceptions leave without the frames, whose locals hold values and tokens."""
+
+    @functools.wraps(call)
+    def edge(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except VaultError as error:
+            failure = without_frames(error)
+
+        # This frame is in the traceback, too.
+        del args, kwargs
+        raise failure
+
+    return edge
+
+
+class Pin:
+    """What one unit of work, such as a request, has seen of Vault, and keeps seeing."""
+
+    __slots__ = ("documents", "owner", "snapshot", "values")
+
+    def __init__(self, owner: VaultClient, snapshot: Snapshot) -> None:
+        self.owner = owner
+        self.snapshot = snapshot
+        self.documents: dict[Location, Document] = {}
+        self.values: dict[tuple[str, str | None], t.Any] = {}
+
+
+class VaultClient:
+    """Reads, writes and rotates secrets.
+
+    Made by :class:`~flask_vault.FlaskVault` for each app as ``vault.client``; scripts
+    make one with :meth:`from_mapping`. It does nothing until it is asked for something,
+    and may be shared by threads and used after a fork.
+
+    :param settings: the connection, cache and backup settings.
+    :param entries: what ``VAULT_SECRETS`` declares; says which fields may be rotated,
+        and how.
+    :param pin: gives the :class:`Pin` of the present unit of work, or ``None``.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        entries: cabc.Iterable[Entry] = (),
+        *,
+        pin: cabc.Callable[[], Pin | None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.catalog = Catalog(settings.mount, settings.prefix, entries)
+        self._pin = pin or (lambda: None)
+        self._listeners: list[cabc.Callable[[Rotated], None]] = []
+
+        if not settings.enabled:
+            return
+
+        endpoint = Endpoint(
+            t.cast(str, settings.address),
+            namespace=settings.namespace,
+            verify=settings.verify,
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout,
+        )
+        self._transport = Transport(endpoint, parse_auth(settings.auth, settings.token))
+        self._kv = KV(self._transport, settings.kv_version)
+        self._store = Store(
+            self._kv, ttl=settings.cache_ttl, max_stale=settings.max_stale
+        )
+
+    @classmethod
+    def from_mapping(
+        cls,
+        config: cabc.Mapping[str, t.Any],
+        environ: cabc.Mapping[str, str] = os.environ,
+    ) -> VaultClient:
+        """Make a client from the keys of :doc:`/configuration`, without Flask.
+
+        :raises VaultConfigError: for the first key that is wrong.
+        """
+        return cls(
+            Settings.from_mapping(config, environ),
+            parse_entries(config.get("VAULT_SECRETS")),
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.settings.address}>"
+
+    # --- reading ---------------------------------------------------------------------
+
+    def get_secret(
+        self,
+        path: str,
+        field: str | None = None,
+        fallback_env: str | None = None,
+        use_cache: bool = True,
+    ) -> t.Any:
+        """Read a field of a document, or the whole of it.
+
+        Inside an app context repeated reads of a path see one version. Elsewhere a
+        document is kept for ``VAULT_CACHE_TTL`` seconds. When a new read fails, the old
+        document serves for ``VAULT_MAX_STALE`` seconds more.
+
+        :param path: below ``VAULT_MOUNT`` and ``VAULT_PREFIX``, or absolute with a
+            leading slash; ``path#field`` in one is good, too.
+        :param field: ``None`` gives a copy of all fields as a ``dict``.
+        :param fallback_env: environment variable that serves when Vault is unreachable
+            or the path or field is missing. Never after a denial.
+        :param use_cache: ``False`` asks Vault now.
+        :return: the value as it is stored.
+        :raises SecretNotFoundError: when path or field is missing.
+        :raises VaultPermissionError: when the token may not read it.
+        :raises VaultUnavailableError: when nobody could answer, and there is nothing
+            young enough in memory.
+        :raises VaultConfigError: when the path is none.
+        """
+        if use_cache:
+            pin = self._pin()
+
+            if pin is not None:
+                try:
+                    return pin.values[path, field]
+                except KeyError:
+                    pass
+
+        return self._get_secret(path, field, fallback_env, use_cache)
+
+    @_at_the_edge
+    def _get_secret(
+        self, path: str, field: str | None, fallback_env: str | None, use_cache: bool
+    ) -> t.Any:
+        reference = _reference(path, field)
+
+        try:
+            self._require_enabled(f"{reference}")
+            document = self._read(self.catalog.location(reference), use_cache)
+
+            if reference.field is None:
+                return copy.deepcopy(_visible(document.data))
+
+            value = pick(document.data, reference.field, document.path)
+        except (VaultUnavailableError, SecretNotFoundError, VaultConfigError) as error:
+            served = os.environ.get(fallback_env) if fallback_env else None
+            disabled = not self.settings.enabled
+
+            if not served or (isinstance(error, VaultConfigError) and not disabled):
+                raise
+
+            if not disabled:
+                _log.warning(
+                    "%s comes from the environment's %s, since Vault did not give it:"
+                    " %s",
+                    reference,
+                    fallback_env,
+                    error,
+                )
+
+            return served
+
+        if isinstance(value, dict | list):
+            return copy.deepcopy(value)
+
+        if (pin := self._pin()) is not None:
+            pin.values[path, field] = value
+
+        return value
+
+    def _read(self, location: Location, use_cache: bool = True) -> Document:
+        pin = self._pin()
+
+        if pin is None or not use_cache:
+            document = self._store.read(location, use_cache=use_cache)
+        elif location in pin.documents:
+            return pin.documents[location]
+        else:
+            held = pin.snapshot.get(location)
+            document = (
+                held.document
+                if held is not None and self._store.is_fresh(held)
+                else self._store.read(location)
+            )
+
+        if pin is not None:
+            self._repin(pin, location, document)
+
+        return document
+
+    def load(self) -> dict[Location, Document | VaultError]:
+        """Read each document that the entries name once, several at a time.
+
+        Logs in first: a login that fails is not tried again for each document.
+        """
+        places = list(
+            dict.fromkeys(
+                self.catalog.location_of(entry) for entry in self.catalog.entries
+            )
+        )
+
+        if not places:
+            return {}
+
+        try:
+            self._transport.login()
+
+            for place in places:
+                self._kv.mount_of(place)
+        except (VaultLoginError, VaultUnavailableError) as error:
+            return dict.fromkeys(places, without_frames(error))
+        except VaultError:
+            pass  # Of one mount; reading tells for which entries.
+
+        return self._store.read_many(places)
+
+    def list_secrets(self, path: str = "") -> list[str]:
+        """The names below a path; those of folders end with a slash.
+
+        :raises SecretNotFoundError: when there are none.
+        """
+        return self._list_secrets(path)
+
+    @_at_the_edge
+    def _list_secrets(self, path: str) -> list[str]:
+        self._require_enabled(path)
+        bare = path.strip("/")
+
+        if bare:
+            reference = Reference.parse(f"/{bare}" if path.startswith("/") else bare)
+            location = self.catalog.location(reference)
+        else:
+            joined = "/".join(filter(None, (self.settings.mount, self.settings.prefix)))
+            location = Location(joined, mount=self.settings.mount)
+
+        return self._kv.list(location)
+
+    # --- writing ---------------------------------------------------------------------
+
+    @_at_the_edge
+    def set_secret(
+        self,
+        path: str,
+        data: cabc.Mapping[str, t.Any],
+        cas: int | None = None,
+        *,
+        replace: bool = False,
+    ) -> int | None:
+        """Write fields of a document, always by check-and-set.
+
+        Other processes learn of it when they ask Vault the next time.
+
+        :param path: as in :meth:`get_secret`, without a field.
+        :param data: the fields, merged into those that are there.
+        :param cas: the version that must be there now, 0 for none. ``None`` is the
+            version just read.
+        :param replace: drop the fields that ``data`` does not name.
+        :return: the new version; ``None`` on KV v1.
+        :raises CheckAndSetError: when somebody else wrote meanwhile.
+        """
+        self._require_enabled(path)
+        location = self.catalog.location(_path_only(path))
+
+        for name in data:
+            if not isinstance(name, str) or not name or name in RESERVED:
+                raise VaultConfigError(
+                    f"{name!r} cannot be the name of a field: it is empty, no text, or"
+                    " reserved for Flask-Vault."
+                )
+
+        for attempt in range(1, _TRIES + 1):
+            present = self._newest(location)
+            merged = dict(data) if replace else {**present.data, **data}
+
+            # What belongs to a rotation in progress is not the caller's to drop.
+            for name in RESERVED & present.data.keys():
+                merged[name] = present.data[name]
+
+            expected = present.version if cas is None else cas
+
+            try:
+                version = self._kv.write(location, merged, expected)
+            except CheckAndSetError:
+                if cas is not None or attempt == _TRIES:
+                    raise
+
+                continue
+
+            self._hold(
+                location, Document(location.path, merged, version, self._kv.now())
+            )
+            return version
+
+        raise AssertionError  # pragma: no cover
+
+    @_at_the_edge
+    def rotate_secret(
+        self,
+        path: str,
+        field: str,
+        new_value: str | None = None,
+        *,
+        backup: bool = True,
+    ) -> Rotated:
+        """Replace a value that lives in Vault only, after a backup of the old one.
+
+        :param path: as in :meth:`get_secret`.
+        :param new_value: ``None`` has one made by the generator that the entry for this
+            field names in ``rotate``, or by ``token``.
+        :param backup: ``False`` rotates without a backup.
+        :raises BackupError: when no backup can be made; nothing was changed.
+        :raises AlreadyRotatedError: when somebody else rotated it meanwhile.
+        """
+        self._require_enabled(path)
+        location = self.catalog.location(_path_only(path))
+        declared = self.catalog.declared(location).get(field, Rotation())
+
+        if declared.kind != "signing":
+            raise not_yet(f"{path}#{field}", declared.kind)
+
+        def make() -> t.Any:
+            if new_value is not None:
+                return new_value
+
+            return generators.make(declared.generator, declared.options)
+
+        return self._rotate(Target(location, path.strip("/"), {field: make}), backup)
+
+    @_at_the_edge
+    def rotate(self, target: Target, *, backup: bool = True) -> Rotated:
+        """Rotate all fields of a target, from :meth:`Catalog.targets`, at once."""
+        self._require_enabled(target.label)
+        return self._rotate(target, backup)
+
+    def _rotate(self, target: Target, backup: bool) -> Rotated:
+        runner = Runner(
+            self._kv, self.backups if backup else None, self.settings.namespace
+        )
+        return self._done(runner.rotate(target))
+
+    @_at_the_edge
+    def restore_secret(self, file: str) -> Rotated:
+        """Bring back the values that a rotation replaced, from its backup.
+
+        :param file: the name of a file in ``VAULT_BACKUP_DIR``.
+        :raises BackupError: when it cannot be read or trusted.
+        :raises RotationError: when it is of a document that this app does not have.
+        """
+        self._require_enabled(file)
+        backups = self.backups
+        backup = backups.read(file)
+        location, label = self.catalog.owner_of(backup.header.path, file)
+        runner = Runner(self._kv, backups, self.settings.namespace)
+        return self._done(runner.restore(backup, location, label))
+
+    def _done(self, rotated: Rotated) -> Rotated:
+        self._hold(rotated.location, rotated.document)
+
+        for listener in self._listeners:
+            listener(rotated)
+
+        return rotated
+
+    def on_rotated(self, listener: cabc.Callable[[Rotated], None]) -> None:
+        """Have a function called after each rotation that this client made."""
+        self._listeners.append(listener)
+
+    @property
+    def backups(self) -> BackupStore:
+        """The backups in ``VAULT_BACKUP_DIR``.
+
+        :raises BackupError: when the directory is unset.
+        """
+        directory: pathlib.Path | None = self.settings.backup_dir
+
+        if directory is None:
+            raise BackupError(
+                "VAULT_BACKUP_DIR is unset: set it to a directory that only this user"
+                " can read."
+            )
+
+        return BackupStore(directory, self.settings.backup_keys)
+
+    # --- health and cache ------------------------------------------------------------
+
+    def health_check(self) -> dict[str, t.Any]:
+        """Ask the server how it is, and whether it accepts our token.
+
+        Never raises for what the server says or does not say.
+
+        :return: ``vault_available``, ``vault_initialized``, ``vault_sealed``,
+            ``vault_standby``, ``authenticated`` (each a bool, or ``None`` when it is
+            unknown), ``vault_version``, ``cache_size`` (documents in memory),
+            ``failing`` (documents whose last read failed), ``token_ttl`` (seconds that
+            the token lives) and ``error`` (the type of what went wrong).
+        """
+        result: dict[str, t.Any] = {
+            "enabled": self.settings.enabled,
+            "vault_available": False,
+            "vault_initialized": None,
+            "vault_sealed": None,
+            "vault_standby": None,
+            "vault_version": None,
+            "authenticated": None,
+            "token_ttl": None,
+            "cache_size": 0,
+            "failing": 0,
+            "error": None,
+        }
+
+        if not self.settings.enabled:
+            return result
+
+        result["cache_size"] = len(self._store.snapshot)
+        result["failing"] = len(self._store.failing)
+
+        try:
+            said = self._transport.health()
+            result["vault_available"] = True
+            result["vault_initialized"] = said.get("initialized")
+            result["vault_sealed"] = said.get("sealed")
+            result["vault_standby"] = said.get("standby")
+            result["vault_version"] = said.get("version")
+
+            if said.get("initialized") and not said.get("sealed"):
+                result["token_ttl"] = self._transport.token_ttl()
+                result["authenticated"] = True
+        except (VaultLoginError, VaultPermissionError) as error:
+            result["authenticated"] = False
+            result["error"] = type(error).__name__
+        except VaultError as error:
+            result["error"] = type(error).__name__
+
+        return result
+
+    def clear_cache(self) -> None:
+        """Forget every document, the stale ones too, and what this context has seen."""
+        if self.settings.enabled:
+            self._store.clear()
+
+        if (pin := self._pin()) is not None:
+            pin.snapshot = Snapshot()
+            pin.documents.clear()
+            pin.values.clear()
+
+    # --- parts -----------------------------------------------------------------------
+
+    def new_pin(self) -> Pin:
+        """A pin on what is in memory now."""
+        return Pin(self, self._store.snapshot if self.settings.enabled else Snapshot())
+
+    @property
+    def failing(self) -> bool:
+        """Whether a document is served that could not be read anew."""
+        return self.settings.enabled and bool(self._store.failing)
+
+    def now(self) -> t.Any:
+        """Vault's time, from its last answers; a ``datetime`` in UTC."""
+        return self._transport.now()
+
+    def _newest(self, location: Location) -> Document:
+        """The document as it is now; an empty one where there is none."""
+        try:
+            return self._kv.read(location)
+        except SecretNotFoundError as error:
+            if self._kv.mount_of(location).version == 1:
+                return Document(location.path, {})
+
+            return Document(
+                location.path, {}, int((error.metadata or {}).get("version", 0))
+            )
+
+    def _hold(self, location: Location, document: Document) -> None:
+        self._store.put(location, document)
+
+        if (pin := self._pin()) is not None:
+            self._repin(pin, location, document)
+
+    def _repin(self, pin: Pin, location: Location, document: Document) -> None:
+        seen = pin.documents.get(location)
+        pin.documents[location] = document
+
+        if seen is not None and seen is not document:
+            pin.values.clear()
+
+    def _require_enabled(self, what: str) -> None:
+        if not self.settings.enabled:
+            raise VaultConfigError(
+                f"{what!r} cannot be read or written, since VAULT_ENABLED is False:"
+                " give 'fallback_env', or set VAULT_ENABLED to True."
+            )
+
+
+def _reference(path: str, field: str | None) -> Reference:
+    reference = Reference.parse(path)
+
+    if field is None:
+        return reference
+
+    if reference.field is not None:
+        raise VaultConfigError(
+            f"The field is given twice, in {path!r} and as {field!r}: keep one."
+        )
+
+    return Reference.parse(f"{path}#{field}")
+
+
+def _path_only(path: str) -> Reference:
+    reference = Reference.parse(path)
+
+    if reference.field is not None:
+        raise VaultConfigError(
+            f"{path!r} names a field: give the path {reference.path!r} alone."
+        )
+
+    return reference
+
+
+def _visible(data: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    return {name: value for name, value in data.items() if name not in RESERVED}

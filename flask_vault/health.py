@@ -1,0 +1,107 @@
+"""``/vault/health`` for a load balancer, answered from memory."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import typing as t
+
+from flask import Blueprint
+from flask import request
+from flask import Response
+
+from .client import VaultClient
+from .resolve import Outcome
+from .settings import Settings
+from .state import AppState
+
+
+def new_blueprint(state: AppState) -> Blueprint:
+    """The routes ``health`` and ``health/live`` below the configured prefix.
+
+    ``health`` is 503 only for a fault of this host: the secrets were never loaded.
+    When Vault is down, every host would fail at once, and a load balancer that empties
+    its pool makes one outage into two; so that is a 200 with ``warn``.
+
+    ``health/live`` is 200 as long as the process answers.
+    """
+    settings = state.settings
+    blueprint = Blueprint(
+        settings.health_blueprint, __name__, url_prefix=settings.health_url_prefix
+    )
+
+    @blueprint.get("/health")
+    def health() -> Response:
+        status = status_of(state)
+        body: dict[str, t.Any] = {"status": status}
+
+        if _may_see_details(settings):
+            body.update(details_of(state))
+
+        return _answer(body, 503 if status == "fail" else 200)
+
+    @blueprint.get("/health/live")
+    def live() -> Response:
+        return _answer({"status": "pass"}, 200)
+
+    return blueprint
+
+
+def status_of(state: AppState) -> str:
+    """``pass``, ``warn`` or ``fail``, the words of draft-inadarei-api-health-check."""
+    if not state.loaded:
+        return "fail"
+
+    if state.client.failing or any(o.error for o in state.outcomes.values()):
+        return "warn"
+
+    return "pass"
+
+
+def details_of(state: AppState) -> dict[str, t.Any]:
+    """What an operator may see: names, versions and ages.
+
+    Never a value, an address, a path or the text of an exception (CWE-209).
+    """
+    enabled = state.client.settings.enabled
+    return {
+        "enabled": enabled,
+        "loaded": state.loaded,
+        "stale": state.client.failing,
+        "secrets": {
+            key: {
+                "source": outcome.source,
+                "version": outcome.version,
+                "age_seconds": age_of(outcome, state.client) if enabled else None,
+                "error": type(outcome.error).__name__ if outcome.error else None,
+            }
+            for key, outcome in state.outcomes.items()
+        },
+    }
+
+
+def age_of(outcome: Outcome, client: VaultClient) -> int | None:
+    """Whole seconds since the version was made, by Vault's clock."""
+    if outcome.created is None:
+        return None
+
+    return max(0, int((client.now() - outcome.created).total_seconds()))
+
+
+def _may_see_details(settings: Settings) -> bool:
+    if settings.health_details != "token":
+        return settings.health_details == "always"
+
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    expected = settings.health_token or ""
+    return scheme.lower() == "bearer" and hmac.compare_digest(
+        given.strip().encode(), expected.encode()
+    )
+
+
+def _answer(body: dict[str, t.Any], status: int) -> Response:
+    response = Response(
+        json.dumps(body), status=status, mimetype="application/health+json"
+    )
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,204 @@
+"""What an entry's config value is, and what serves when Vault does not give it."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime
+import logging
+import os
+import typing as t
+
+from .entries import Entry
+from .entries import MISSING
+from .errors import SecretNotFoundError
+from .errors import SecretValueError
+from .errors import VaultConfigError
+from .errors import VaultError
+from .errors import VaultLoginError
+from .errors import VaultPermissionError
+from .errors import VaultUnavailableError
+from .templates import Template
+from .values import cast
+from .values import resolve
+from .vault.kv import Document
+
+_log = logging.getLogger("flask_vault")
+
+Source = t.Literal["vault", "env", "default", "unset"]
+
+#: The worst first: what is raised when several entries fail for several reasons.
+_GRAVITY: t.Final = (
+    VaultLoginError,
+    VaultPermissionError,
+    VaultConfigError,
+    SecretValueError,
+    SecretNotFoundError,
+    VaultUnavailableError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one entry.
+
+    :param source: ``unset`` when nothing serves: an error, or ``required=False``.
+    :param error: why the value is not Vault's.
+    :param fatal: the app must not start with it.
+    """
+
+    entry: Entry
+    source: Source
+    value: t.Any = dataclasses.field(default=None, repr=False)
+    version: int | None = None
+    created: datetime.datetime | None = None
+    error: VaultError | None = None
+    fatal: bool = False
+
+    def without_value(self) -> Outcome:
+        """The same, to be kept where nobody needs the value."""
+        return dataclasses.replace(self, value=None)
+
+
+def resolve_entry(
+    entry: Entry,
+    found: Document | VaultError,
+    environ: cabc.Mapping[str, str],
+) -> Outcome:
+    """Make the value of an entry, from Vault, its ``env``, or its ``default``.
+
+    A denial, a refused login or a malformed value never falls back on its own: a
+    default used in silence is a known key. Only ``required=False`` allows it.
+    """
+    try:
+        if isinstance(found, VaultError):
+            raise found
+
+        value = resolve(entry, found.data, found.path)
+    except VaultError as error:
+        return _fall_back(entry, error, environ)
+
+    return Outcome(entry, "vault", value, found.version, found.created)
+
+
+def _fall_back(
+    entry: Entry, error: VaultError, environ: cabc.Mapping[str, str]
+) -> Outcome:
+    lenient = isinstance(error, VaultUnavailableError | SecretNotFoundError)
+
+    if lenient:
+        try:
+            served = from_environment(entry, environ)
+        except VaultError as unusable:
+            return Outcome(entry, "unset", error=unusable, fatal=True)
+
+        if served is not None:
+            _log.warning(
+                "%s comes from the environment's %s, since Vault did not give it: %s",
+                entry.key,
+                entry.secret.env,
+                error,
+            )
+            return dataclasses.replace(served, error=error)
+
+    if entry.secret.default is not MISSING and (lenient or not entry.secret.required):
+        _log.warning(
+            "%s has its default, since Vault did not give it: %s", entry.key, error
+        )
+        return Outcome(entry, "default", entry.secret.default, error=error)
+
+    if entry.secret.required or isinstance(error, VaultLoginError):
+        return Outcome(entry, "unset", error=error, fatal=True)
+
+    _log.warning("%s is not set, since Vault did not give it: %s", entry.key, error)
+    return Outcome(entry, "unset", error=error)
+
+
+def without_vault(
+    entry: Entry, environ: cabc.Mapping[str, str], present: t.Any
+) -> Outcome:
+    """The value of an entry when ``VAULT_ENABLED`` is false.
+
+    :param present: what the app's config holds already, which a test may have set.
+    """
+    served = from_environment(entry, environ)
+
+    if served is not None:
+        return served
+
+    if present is not None:
+        return Outcome(entry, "default", present)
+
+    if entry.secret.default is not MISSING:
+        return Outcome(entry, "default", entry.secret.default)
+
+    return Outcome(entry, "unset")
+
+
+def from_environment(entry: Entry, environ: cabc.Mapping[str, str]) -> Outcome | None:
+    """The value from the entry's environment variable, when that is set."""
+    name = entry.secret.env
+    raw = environ.get(name) if name else None
+
+    if not raw:
+        return None
+
+    # A template is over a document; its variable holds the finished text.
+    return Outcome(
+        entry, "env", cast(raw, entry.secret.cast, f"the environment's {name}")
+    )
+
+
+def placeholder(entry: Entry) -> t.Any:
+    """A value of the right type that opens nothing, for an app that only gets built."""
+    served = from_environment(entry, os.environ)
+
+    if served is not None:
+        return served.value
+
+    if entry.secret.default is not MISSING:
+        return entry.secret.default
+
+    if entry.secret.template is not None:
+        return Template.parse(entry.secret.template).render(lambda name: "unset")
+
+    return _PLACEHOLDERS[entry.secret.cast or "str"]
+
+
+_PLACEHOLDERS: t.Final[dict[str, t.Any]] = {
+    "str": "unset",
+    "int": 0,
+    "float": 0.0,
+    "bool": False,
+    "json": None,
+    "bytes": b"unset",
+}
+
+
+def failure_of(outcomes: cabc.Iterable[Outcome]) -> VaultError | None:
+    """One exception for all fatal outcomes, of the gravest type among them."""
+    fatal = [o for o in outcomes if o.fatal and o.error is not None]
+
+    if not fatal:
+        return None
+
+    reasons: dict[str, list[str]] = {}
+
+    for outcome in fatal:
+        reasons.setdefault(str(outcome.error), []).append(outcome.entry.key)
+
+    worst = min((t.cast(VaultError, o.error) for o in fatal), key=_gravity)
+    message = " ".join(
+        f"{', '.join(keys)}: {reason}" for reason, keys in reasons.items()
+    )
+    return type(worst)(
+        message, status=worst.status, path=worst.path, errors=worst.errors
+    )
+
+
+def _gravity(error: VaultError) -> int:
+    for rank, kind in enumerate(_GRAVITY):
+        if isinstance(error, kind):
+            return rank
+
+    return 0

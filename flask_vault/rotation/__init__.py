@@ -1,0 +1,1 @@
+"""Making, storing and backing up new values. Knows no Flask."""

@@ -1,0 +1,250 @@
+"""Rotates fields of a document: a backup first, then one check-and-set write."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import typing as t
+import uuid
+
+from ..errors import AlreadyRotatedError
+from ..errors import CheckAndSetError
+from ..errors import RotationError
+from ..errors import SecretFieldError
+from ..errors import SecretNotFoundError
+from ..errors import SecretVersionError
+from ..errors import VaultConnectionError
+from ..errors import VaultError
+from ..vault.kv import Document
+from ..vault.kv import KV
+from ..vault.kv import Location
+from .backup import Backup
+from .backup import BackupStore
+
+#: How often a lost check-and-set is tried anew when another field was written.
+_TRIES: t.Final = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Fields of one document that are rotated together, in one new version.
+
+    :param label: the reference's path, for people and for the backup's name.
+    :param makers: for each field, what makes its new value.
+    """
+
+    location: Location
+    label: str
+    makers: cabc.Mapping[str, cabc.Callable[[], t.Any]] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """A rotation that was done."""
+
+    operation: str
+    location: Location
+    label: str
+    fields: tuple[str, ...]
+    #: The document as it is now.
+    document: Document
+    previous_version: int | None
+    #: Name of the backup file, ``None`` when none was wanted.
+    backup: str | None
+
+    @property
+    def version(self) -> int | None:
+        """The version that holds the new values; ``None`` on KV v1."""
+        return self.document.version
+
+
+class Runner:
+    """Runs rotations of values that live in Vault only.
+
+    :param backups: where the old document goes before it is replaced; ``None`` makes
+        no backup.
+    :param namespace: noted in the backup, and compared when one is restored.
+    """
+
+    def __init__(
+        self, kv: KV, backups: BackupStore | None, namespace: str | None
+    ) -> None:
+        self._kv = kv
+        self._backups = backups
+        self._namespace = namespace
+
+    def rotate(self, target: Target) -> Rotated:
+        """Replace the values of a target's fields.
+
+        Killed at any instant, it leaves the old value or the new one in Vault, and both
+        in the backup.
+
+        :raises BackupError: when no backup could be made; nothing was changed.
+        :raises AlreadyRotatedError: when somebody else changed one of the fields
+            meanwhile.
+        :raises SecretFieldError: when the document has no such field yet.
+        """
+        if self._backups is not None:
+            self._backups.check()
+
+        before = self._kv.read(target.location)
+        missing = [name for name in target.makers if name not in before.data]
+
+        if missing:
+            raise SecretFieldError(
+                f"The document {before.path!r} has no field {missing[0]!r} to rotate:"
+                " make it with 'flask vault init' or 'flask vault set'.",
+                path=before.path,
+            )
+
+        new = {name: make() for name, make in target.makers.items()}
+        unchanged = [name for name in new if new[name] == before.data[name]]
+
+        if unchanged:
+            raise AlreadyRotatedError(
+                f"The new value of {before.path!r}, field {unchanged[0]!r}, is the old"
+                " one: nothing was changed.",
+                path=before.path,
+            )
+
+        return self._replace(target.location, target.label, before, new)
+
+    def restore(self, backup: Backup, location: Location, label: str) -> Rotated:
+        """Bring back the values that a rotation replaced.
+
+        The fields that the rotation changed get their old values, in a new version; the
+        document's other fields stay as they are now. A document that is gone comes back
+        whole. What is replaced goes into a backup of its own.
+
+        :raises RotationError: when the backup is of another path or namespace.
+        :raises AlreadyRotatedError: when the old values are there already.
+        """
+        header = backup.header
+
+        if header.path != location.path or header.namespace != self._namespace:
+            raise RotationError(
+                f"The backup {backup.name!r} is of {header.path!r} in the namespace"
+                f" {header.namespace!r}, not of {location.path!r} in"
+                f" {self._namespace!r}: it is not restored.",
+                path=location.path,
+            )
+
+        if self._backups is not None:
+            self._backups.check()
+
+        try:
+            before = self._kv.read(location)
+            old = {name: backup.before[name] for name in header.fields}
+        except SecretNotFoundError as error:
+            before = _gone(location, error)
+            old = dict(backup.before)
+
+        if all(name in before.data and before.data[name] == old[name] for name in old):
+            raise AlreadyRotatedError(
+                f"The document {location.path!r} holds the values of the backup"
+                f" {backup.name!r} already: nothing was changed.",
+                path=location.path,
+            )
+
+        return self._replace(location, label, before, old)
+
+    # --- parts -----------------------------------------------------------------------
+
+    def _replace(
+        self,
+        location: Location,
+        label: str,
+        before: Document,
+        new: cabc.Mapping[str, t.Any],
+    ) -> Rotated:
+        operation = uuid.uuid4().hex
+
+        for _ in range(_TRIES):
+            after = {**before.data, **new}
+            backup = self._back_up(operation, label, before, after, tuple(new))
+
+            try:
+                document = self._write(location, before, after)
+            except CheckAndSetError:
+                latest = self._kv.read(location)
+
+                if any(latest.data.get(f) != before.data.get(f) for f in new):
+                    raise AlreadyRotatedError(
+                        f"The document {location.path!r} was rotated by somebody else"
+                        " meanwhile: nothing was changed by this run.",
+                        path=location.path,
+                    ) from None
+
+                # Another field was written. Ours go on top of it.
+                before = latest
+                continue
+
+            return Rotated(
+                operation, location, label, tuple(new), document, before.version, backup
+            )
+
+        raise RotationError(
+            f"The document {location.path!r} is written so often that {_TRIES} tries"
+            " lost the race: nothing was changed. Try again later.",
+            path=location.path,
+        )
+
+    def _back_up(
+        self,
+        operation: str,
+        label: str,
+        before: Document,
+        after: cabc.Mapping[str, t.Any],
+        fields: tuple[str, ...],
+    ) -> str | None:
+        if self._backups is None:
+            return None
+
+        backup = self._backups.write(
+            operation=operation,
+            path=before.path,
+            label=label,
+            namespace=self._namespace,
+            fields=fields,
+            from_version=before.version,
+            before=before.data,
+            after=after,
+            kv_version=1 if before.version is None else 2,
+        )
+        return backup.name
+
+    def _write(
+        self, location: Location, before: Document, after: cabc.Mapping[str, t.Any]
+    ) -> Document:
+        try:
+            version = self._kv.write(location, after, before.version)
+        except VaultConnectionError as error:
+            # The answer was lost, and the write may have been done. Only a read tells.
+            written = self._read_back(location, before, after)
+
+            if written is None:
+                raise error
+
+            return written
+
+        return Document(location.path, after, version, self._kv.now())
+
+    def _read_back(
+        self, location: Location, before: Document, after: cabc.Mapping[str, t.Any]
+    ) -> Document | None:
+        try:
+            now = self._kv.read(location)
+        except VaultError:
+            return None
+
+        return now if now.data == after and now.version != before.version else None
+
+
+def _gone(location: Location, error: SecretNotFoundError) -> Document:
+    """An empty document in the place of one that is not there."""
+    version = 0
+
+    if isinstance(error, SecretVersionError) and error.metadata:
+        version = int(error.metadata["version"])
+
+    return Document(location.path, {}, version)

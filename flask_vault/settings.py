@@ -1,0 +1,406 @@
+"""The ``VAULT_*`` keys: names, defaults, checks. Each error names its key."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import difflib
+import ipaddress
+import json
+import logging
+import os
+import pathlib
+import re
+import typing as t
+import urllib.parse
+
+from .errors import VaultConfigError
+from .paths import problem_of
+
+#: Environment variable with the file that ``flask vault dev`` hands to what it starts.
+DEV_FILE: t.Final = "_FLASK_VAULT_DEV"
+
+DETAILS: t.Final = ("never", "token", "always")
+
+#: Keys for which the environment serves when the config has none, in this order.
+ENVIRONMENT: t.Final[dict[str, tuple[str, ...]]] = {
+    "VAULT_ADDR": ("VAULT_ADDR", "BAO_ADDR"),
+    "VAULT_TOKEN": ("VAULT_TOKEN", "BAO_TOKEN"),
+    "VAULT_NAMESPACE": ("VAULT_NAMESPACE", "BAO_NAMESPACE"),
+    "VAULT_CACERT": ("VAULT_CACERT", "BAO_CACERT"),
+    "VAULT_ENVIRONMENT": ("VAULT_ENVIRONMENT",),
+}
+
+_log = logging.getLogger("flask_vault")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The configuration of one app, checked."""
+
+    enabled: bool = True
+    address: str | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)
+    auth: object = dataclasses.field(default=None, repr=False)
+    namespace: str | None = None
+    cacert: str | None = None
+    skip_verify: bool = False
+    mount: str = "secret"
+    prefix: str = ""
+    environment: str | None = None
+    kv_version: int | None = None
+    connect_timeout: float = 2.0
+    read_timeout: float = 5.0
+    cache_ttl: float = 300.0
+    max_stale: float = 3600.0
+    backup_dir: pathlib.Path | None = None
+    backup_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    health: bool = True
+    health_url_prefix: str = "/vault"
+    health_blueprint: str = "vault"
+    health_details: str = "never"
+    health_token: str | None = dataclasses.field(default=None, repr=False)
+
+    @classmethod
+    def from_mapping(
+        cls,
+        config: cabc.Mapping[str, t.Any],
+        environ: cabc.Mapping[str, str] = os.environ,
+    ) -> Settings:
+        """Read ``app.config`` (or any mapping with the same keys).
+
+        :param environ: serves for the address, token, namespace, CA file and
+            environment's name where the config has none.
+        :raises VaultConfigError: for the first key that is wrong.
+        """
+        read = _Reader({**config, **_dev_overrides(environ)}, environ)
+        _check_names(config)
+        enabled = read.flag("VAULT_ENABLED", True)
+        settings = cls(
+            enabled=enabled,
+            address=read.address("VAULT_ADDR"),
+            token=read.header("VAULT_TOKEN"),
+            auth=read.raw("VAULT_AUTH"),
+            namespace=read.header("VAULT_NAMESPACE"),
+            cacert=read.existing_path("VAULT_CACERT") if enabled else None,
+            skip_verify=read.flag("VAULT_SKIP_VERIFY", False),
+            mount=read.path("VAULT_MOUNT", "secret"),
+            environment=read.text("VAULT_ENVIRONMENT"),
+            kv_version=read.kv_version("VAULT_KV_VERSION"),
+            connect_timeout=read.seconds("VAULT_CONNECT_TIMEOUT", 2.0, positive=True),
+            read_timeout=read.seconds("VAULT_READ_TIMEOUT", 5.0, positive=True),
+            cache_ttl=read.seconds("VAULT_CACHE_TTL", 300.0),
+            max_stale=read.seconds("VAULT_MAX_STALE", 3600.0),
+            backup_dir=read.directory("VAULT_BACKUP_DIR"),
+            backup_keys=read.texts("VAULT_BACKUP_KEYS"),
+            health=read.flag("VAULT_HEALTH", True),
+            health_url_prefix=read.url_prefix("VAULT_HEALTH_URL_PREFIX", "/vault"),
+            health_blueprint=read.text("VAULT_HEALTH_BLUEPRINT") or "vault",
+            health_details=read.choice("VAULT_HEALTH_DETAILS", "never", DETAILS),
+            health_token=read.text("VAULT_HEALTH_TOKEN"),
+        )
+        settings = dataclasses.replace(
+            settings, prefix=_prefix(read, settings.environment)
+        )
+
+        if settings.health_details == "token" and not settings.health_token:
+            raise VaultConfigError(
+                "VAULT_HEALTH_DETAILS is 'token' and VAULT_HEALTH_TOKEN is unset: set"
+                " it to the bearer token that may see the details."
+            )
+
+        if enabled and settings.address is None:
+            raise VaultConfigError(
+                "VAULT_ADDR is unset: set it in the config or the environment, such as"
+                " 'https://vault.example.com:8200', or set VAULT_ENABLED to False to"
+                " run without Vault."
+            )
+
+        return settings
+
+    @property
+    def verify(self) -> bool | str:
+        """What is believed of the server's certificate."""
+        if self.skip_verify:
+            return False
+
+        return self.cacert or True
+
+
+#: Every ``VAULT_*`` key but ``VAULT_SECRETS``.
+KEYS: t.Final = (
+    "VAULT_ADDR",
+    "VAULT_AUTH",
+    "VAULT_BACKUP_DIR",
+    "VAULT_BACKUP_KEYS",
+    "VAULT_CACERT",
+    "VAULT_CACHE_TTL",
+    "VAULT_CONNECT_TIMEOUT",
+    "VAULT_ENABLED",
+    "VAULT_ENVIRONMENT",
+    "VAULT_HEALTH",
+    "VAULT_HEALTH_BLUEPRINT",
+    "VAULT_HEALTH_DETAILS",
+    "VAULT_HEALTH_TOKEN",
+    "VAULT_HEALTH_URL_PREFIX",
+    "VAULT_KV_VERSION",
+    "VAULT_MAX_STALE",
+    "VAULT_MOUNT",
+    "VAULT_NAMESPACE",
+    "VAULT_PREFIX",
+    "VAULT_READ_TIMEOUT",
+    "VAULT_SKIP_VERIFY",
+    "VAULT_TOKEN",
+)
+
+
+class _Reader:
+    """Reads one key at a time; Flask may have made a number or a bool of any text."""
+
+    def __init__(
+        self, config: cabc.Mapping[str, t.Any], environ: cabc.Mapping[str, str]
+    ) -> None:
+        self._config = config
+        self._environ = environ
+
+    def raw(self, key: str) -> t.Any:
+        value = self._config.get(key)
+
+        if value is not None:
+            return value
+
+        for name in ENVIRONMENT.get(key, ()):
+            # An empty variable is how a shell or a container unsets one.
+            if self._environ.get(name):
+                return self._environ[name]
+
+        return None
+
+    def text(self, key: str) -> str | None:
+        value = self.raw(key)
+
+        if value is None:
+            return None
+
+        # from_prefixed_env() reads "123" as a number.
+        if isinstance(value, bool) or not isinstance(value, str | int | os.PathLike):
+            raise VaultConfigError(f"{key} is text, not {type(value).__name__}.")
+
+        return str(value).strip() or None
+
+    def header(self, key: str) -> str | None:
+        """Text that goes into a header. It is not shown: it may be the token."""
+        value = self.text(key)
+
+        if value is not None and (not value.isascii() or not value.isprintable()):
+            raise VaultConfigError(
+                f"{key} holds a control character, a line break or a letter outside of"
+                " ASCII: it must be one line of printable characters."
+            )
+
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.raw(key)
+
+        if value is None:
+            return default
+
+        if isinstance(value, str):
+            value = {
+                "1": True, "true": True, "yes": True, "on": True,
+                "0": False, "false": False, "no": False, "off": False,
+            }.get(value.strip().lower(), value)  # fmt: skip
+
+        if value in (0, 1):
+            return bool(value)
+
+        raise VaultConfigError(f"{key} is true or false, not {value!r}.")
+
+    def seconds(self, key: str, default: float, *, positive: bool = False) -> float:
+        value = self.raw(key)
+
+        if value is None:
+            return default
+
+        try:
+            number = float("nan") if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+
+        if not (0 < number if positive else 0 <= number) or number == float("inf"):
+            least = "above 0" if positive else "of 0 or more"
+            raise VaultConfigError(f"{key} is a number of seconds {least}.")
+
+        return number
+
+    def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
+        value = self.text(key) or default
+
+        if value not in choices:
+            raise VaultConfigError(
+                f"{key} is one of {', '.join(map(repr, choices))}, not {value!r}."
+            )
+
+        return value
+
+    def kv_version(self, key: str) -> int | None:
+        value = self.text(key)
+
+        if value is None:
+            return None
+
+        if value not in {"1", "2"}:
+            raise VaultConfigError(
+                f"{key} is 1 or 2, not {value!r}; unset, the server is asked."
+            )
+
+        return int(value)
+
+    def address(self, key: str) -> str | None:
+        value = self.text(key)
+
+        if value is None:
+            return None
+
+        try:
+            url = urllib.parse.urlsplit(value)
+            host, _ = url.hostname, url.port
+        except ValueError:
+            host = None
+
+        # The value is not shown: somebody may have put a password into it.
+        if (
+            not host
+            or url.scheme not in {"http", "https"}
+            or "@" in url.netloc
+            or url.query
+            or url.fragment
+        ):
+            raise VaultConfigError(
+                f"{key} is no address of a server: write it as"
+                " 'https://vault.example.com:8200', without user and query."
+            )
+
+        return value.rstrip("/").removesuffix("/v1")
+
+    def existing_path(self, key: str) -> str | None:
+        value = self.text(key)
+
+        if value is not None and not os.path.exists(value):
+            raise VaultConfigError(
+                f"{key}: there is no file {value!r}: set it to the file of the"
+                " authority that signed the server's certificate."
+            )
+
+        return value
+
+    def directory(self, key: str) -> pathlib.Path | None:
+        value = self.text(key)
+        return None if value is None else pathlib.Path(value).expanduser()
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.raw(key)
+
+        if value is None:
+            return ()
+
+        if isinstance(value, str):
+            return tuple(filter(None, re.split(r"[,\s]+", value)))
+
+        if not isinstance(value, cabc.Sequence) or not all(
+            isinstance(item, str) for item in value
+        ):
+            raise VaultConfigError(f"{key} is a list of texts.")
+
+        return tuple(value)
+
+    def path(self, key: str, default: str) -> str:
+        value = (self.text(key) or default).strip("/")
+        _check_segments(key, value)
+        return value
+
+    def url_prefix(self, key: str, default: str) -> str:
+        value = (self.text(key) or default).rstrip("/")
+
+        if not value.startswith("/"):
+            raise VaultConfigError(f"{key} begins with a slash, such as '/vault'.")
+
+        return value
+
+
+def _prefix(read: _Reader, environment: str | None) -> str:
+    prefix = (read.text("VAULT_PREFIX") or "").strip("/")
+
+    if "{environment}" in prefix:
+        if environment is None:
+            raise VaultConfigError(
+                "VAULT_PREFIX holds {environment} and VAULT_ENVIRONMENT is unset: set"
+                " it in the config or the environment, such as 'production'. There is"
+                " no default, since a guess would load the wrong secrets."
+            )
+
+        if "/" in environment:
+            raise VaultConfigError("VAULT_ENVIRONMENT holds no slash.")
+
+        prefix = prefix.replace("{environment}", environment)
+
+    if "{" in prefix or "}" in prefix:
+        raise VaultConfigError(
+            f"VAULT_PREFIX {prefix!r} has a brace: the only placeholder is"
+            " {environment}."
+        )
+
+    if prefix:
+        _check_segments("VAULT_PREFIX", prefix)
+
+    return prefix
+
+
+def _check_segments(key: str, path: str) -> None:
+    problem = problem_of(path)
+
+    if problem is not None:
+        raise VaultConfigError(f"{key} {path!r} {problem}")
+
+
+def _check_names(config: cabc.Mapping[str, t.Any]) -> None:
+    """A misspelled key would be silent: no secret, or a default in its place."""
+    known = {*KEYS, "VAULT_SECRETS"}
+
+    for key in config:
+        if not key.startswith("VAULT_") or key in known:
+            continue
+
+        for close in difflib.get_close_matches(key, known, n=1, cutoff=0.85):
+            raise VaultConfigError(
+                f"{key} is no key of Flask-Vault: did you mean {close}?"
+            )
+
+        _log.warning("%s is no key of this version of Flask-Vault; it is ignored.", key)
+
+
+def _dev_overrides(environ: cabc.Mapping[str, str]) -> dict[str, t.Any]:
+    """What ``flask vault dev`` sets over the config of the app that it starts.
+
+    Only for a server on this host: an app must not be led to another one this way.
+    """
+    file = environ.get(DEV_FILE)
+
+    if not file:
+        return {}
+
+    try:
+        overrides = json.loads(pathlib.Path(file).read_text("utf-8"))
+        host = urllib.parse.urlsplit(overrides["VAULT_ADDR"]).hostname or ""
+        local = ipaddress.ip_address(host).is_loopback
+    except (OSError, ValueError, KeyError, TypeError):
+        local = False
+
+    if not local:
+        raise VaultConfigError(
+            f"{DEV_FILE} is set in the environment, and 'flask vault dev' does not run"
+            " any more: unset it, or start 'flask vault dev' again."
+        )
+
+    return dict(overrides)

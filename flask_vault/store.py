@@ -1,0 +1,205 @@
+"""Documents held in memory: for how long, fetched by whom, and what when none comes."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import concurrent.futures
+import dataclasses
+import logging
+import threading
+import time
+import typing as t
+
+from .errors import SecretNotFoundError
+from .errors import VaultError
+from .vault.kv import Document
+from .vault.kv import KV
+from .vault.kv import Location
+from .vault.process import PerProcess
+from .vault.process import SingleFlight
+
+#: Seconds in which a failed read of a path is not tried again while it has a value.
+RETRY_PAUSE: t.Final = 5.0
+
+#: Most reads at a time when many documents are loaded.
+PARALLEL: t.Final = 8
+
+_log = logging.getLogger("flask_vault")
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A document, and the monotonic time at which its read began."""
+
+    document: Document
+    since: float
+
+
+class Snapshot(dict[Location, Held]):
+    """Every document held at one moment. Never changed, only replaced by another.
+
+    A ``dict`` for its speed.
+    """
+
+    def having(self, location: Location, held: Held) -> Snapshot:
+        """A copy with one document more."""
+        return Snapshot({**self, location: held})
+
+
+@dataclasses.dataclass
+class _Sync:
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    flights: SingleFlight = dataclasses.field(default_factory=SingleFlight)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    error: VaultError
+    retry_at: float
+
+
+class Store:
+    """A TTL cache of documents that fetches each once, however many threads ask.
+
+    :param ttl: seconds for which a document is served without asking; 0 always asks.
+    :param max_stale: seconds for which a document that is too old goes on serving when
+        a new read fails (``stale-if-error`` of RFC 5861).
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        kv: KV,
+        *,
+        ttl: float,
+        max_stale: float,
+        clock: cabc.Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._kv = kv
+        self._ttl = ttl
+        self._max_stale = max_stale
+        self._clock = clock
+        self._sync: PerProcess[_Sync] = PerProcess(_Sync)
+        self._failures: dict[Location, _Failure] = {}
+        self.snapshot = Snapshot()
+
+    @property
+    def failing(self) -> dict[Location, VaultError]:
+        """The locations whose last read failed, and how."""
+        return {place: failure.error for place, failure in self._failures.items()}
+
+    def is_fresh(self, held: Held) -> bool:
+        """Whether a document is young enough to be served without asking."""
+        return self._clock() - held.since < self._ttl
+
+    def read(self, location: Location, *, use_cache: bool = True) -> Document:
+        """The document at a location.
+
+        :param use_cache: ``False`` asks the server, and raises what it raises.
+        :raises VaultError: when there is no document, fresh or stale, to serve.
+        """
+        if not use_cache:
+            return self._fetch(location)
+
+        held = self.snapshot.get(location)
+
+        if held is not None and self.is_fresh(held):
+            return held.document
+
+        failure = self._failures.get(location)
+
+        if held is None or failure is None or failure.retry_at <= self._clock():
+            try:
+                return self._shared_fetch(location)
+            except VaultError as error:
+                if held is None:
+                    raise
+
+                failure = self._failures.get(location) or self._failed(location, error)
+
+        return self._stale(location, held, failure.error)
+
+    def read_many(
+        self, locations: cabc.Iterable[Location]
+    ) -> dict[Location, Document | VaultError]:
+        """Ask the server for many documents, several at a time."""
+        places = list(dict.fromkeys(locations))
+
+        def fetch(place: Location) -> Document | VaultError:
+            try:
+                return self._shared_fetch(place)
+            except VaultError as error:
+                return error
+
+        if len(places) <= 1:
+            return {place: fetch(place) for place in places}
+
+        with concurrent.futures.ThreadPoolExecutor(
+            min(PARALLEL, len(places)), thread_name_prefix="flask-vault-load"
+        ) as pool:
+            return dict(zip(places, pool.map(fetch, places), strict=True))
+
+    def put(self, location: Location, document: Document) -> None:
+        """Hold a document that this process has just written."""
+        self._hold(location, document, self._clock())
+
+    def clear(self) -> None:
+        """Forget every document, the stale ones too."""
+        with self._sync.get().lock:
+            self.snapshot = Snapshot()
+            self._failures.clear()
+
+    # --- parts -----------------------------------------------------------------------
+
+    def _shared_fetch(self, location: Location) -> Document:
+        def work() -> Document:
+            held = self.snapshot.get(location)
+
+            # A flight may have landed between this caller's look and its take-off.
+            if held is not None and self.is_fresh(held):
+                return held.document
+
+            return self._fetch(location)
+
+        return self._sync.get().flights.do(location, work)
+
+    def _fetch(self, location: Location) -> Document:
+        # Before the request: the value is at least as old as the question.
+        began = self._clock()
+
+        try:
+            document = self._kv.read(location)
+        except VaultError as error:
+            self._failed(location, error)
+            raise
+
+        self._hold(location, document, began)
+        return document
+
+    def _hold(self, location: Location, document: Document, since: float) -> None:
+        with self._sync.get().lock:
+            self.snapshot = self.snapshot.having(location, Held(document, since))
+            self._failures.pop(location, None)
+
+    def _failed(self, location: Location, error: VaultError) -> _Failure:
+        failure = _Failure(error, self._clock() + RETRY_PAUSE)
+
+        # Nobody waits for the value of a path that was asked for once and is not there.
+        if location in self.snapshot or not isinstance(error, SecretNotFoundError):
+            self._failures[location] = failure
+
+        return failure
+
+    def _stale(self, location: Location, held: Held, error: VaultError) -> Document:
+        age = self._clock() - held.since
+
+        if age >= self._ttl + self._max_stale:
+            raise error
+
+        _log.warning(
+            "The document %r is served %d seconds old, since a new read failed: %s",
+            location.path,
+            age,
+            error,
+        )
+        return held.document

@@ -1,0 +1,1 @@
+"""All that talks to a Vault or OpenBao server. Knows no Flask."""

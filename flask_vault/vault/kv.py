@@ -1,0 +1,389 @@
+"""The key-value engines, version 1 and 2."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime
+import re
+import typing as t
+from urllib.parse import quote
+
+from ..errors import CheckAndSetError
+from ..errors import SecretNotFoundError
+from ..errors import SecretVersionError
+from ..errors import VaultConfigError
+from ..errors import VaultError
+from ..errors import VaultPermissionError
+from ..errors import VaultResponseError
+from .process import PerProcess
+from .process import SingleFlight
+from .transport import Transport
+
+if t.TYPE_CHECKING:
+    import hvac
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a document is.
+
+    :param path: mount and path in one, ``secret/store-erp/prod/flask``.
+    :param version: a KV v2 version; ``None`` is the newest.
+    :param mount: the mount, where it is known. Else the server is asked.
+    """
+
+    path: str
+    version: int | None = None
+    mount: str | None = dataclasses.field(default=None, compare=False)
+
+    def newest(self) -> Location:
+        """The same place without a pinned version."""
+        return dataclasses.replace(self, version=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """The fields stored at one path."""
+
+    path: str
+    data: cabc.Mapping[str, t.Any] = dataclasses.field(repr=False)
+    #: KV v2's version, ``None`` on KV v1.
+    version: int | None = None
+    #: When this version was made, by the server's clock; ``None`` on KV v1.
+    created: datetime.datetime | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mount:
+    """A mounted key-value engine."""
+
+    name: str
+    version: int
+    #: The server did not say; version 2 is an assumption.
+    assumed: bool = False
+
+
+class KV:
+    """Reads and writes documents.
+
+    :param version: ``VAULT_KV_VERSION``; ``None`` asks the server, once per mount. When
+        the question is denied, version 2 is assumed.
+    """
+
+    def __init__(self, transport: Transport, version: int | None = None) -> None:
+        self._transport = transport
+        self._version = version
+        self._mounts: dict[str, Mount] = {}
+        self._flights: PerProcess[SingleFlight] = PerProcess(SingleFlight)
+
+    def read(self, location: Location) -> Document:
+        """Read a document.
+
+        :raises SecretNotFoundError: when there is none.
+        :raises SecretVersionError: when the version was deleted or destroyed.
+        :raises VaultPermissionError: when the token may not read it.
+        :raises VaultUnavailableError: when nobody could answer.
+        """
+        mount, path = self._split(location)
+
+        if mount.version == 1:
+            return self._read_v1(mount, path, location)
+
+        try:
+            answer = self._transport.call(
+                lambda client: client.secrets.kv.v2.read_secret_version(
+                    path,
+                    version=location.version,
+                    mount_point=mount.name,
+                    raise_on_deleted_version=True,
+                )
+            )
+        except SecretNotFoundError as error:
+            failure: VaultError = _missing(error, location, mount)
+        except VaultPermissionError as error:
+            failure = _denied(error, location, f"{mount.name}/data/{path}", "read")
+        else:
+            return _document_v2(t.cast("dict[str, t.Any]", answer), location)
+
+        raise failure
+
+    def write(
+        self,
+        location: Location,
+        data: cabc.Mapping[str, t.Any],
+        cas: int | None,
+    ) -> int | None:
+        """Write a document as a new version.
+
+        :param cas: the version that it replaces, 0 for a document that does not exist
+            yet. KV v1 has no check-and-set, so ``None`` is all that it takes.
+        :return: the new version; ``None`` on KV v1.
+        :raises CheckAndSetError: when another version is there.
+        """
+        mount, path = self._split(location)
+
+        if mount.version == 1:
+            self._write_v1(mount, path, location, data, cas)
+            return None
+
+        try:
+            answer = self._transport.call(
+                lambda client: client.secrets.kv.v2.create_or_update_secret(
+                    path, dict(data), cas=cas, mount_point=mount.name
+                )
+            )
+        except VaultPermissionError as error:
+            failure: VaultError = _denied(
+                error, location, f"{mount.name}/data/{path}", "create, update"
+            )
+        except VaultResponseError as error:
+            failure = error
+
+            if any("check-and-set" in said for said in error.errors):
+                failure = CheckAndSetError(
+                    f"The document {location.path!r} is not at version {cas} any more:"
+                    " somebody else wrote it. Read it again and decide anew.",
+                    status=error.status,
+                    path=location.path,
+                    errors=error.errors,
+                )
+        else:
+            return int(t.cast("dict[str, t.Any]", answer)["data"]["version"])
+
+        raise failure
+
+    def now(self) -> datetime.datetime:
+        """The server's time."""
+        return self._transport.now()
+
+    def list(self, location: Location) -> list[str]:
+        """The names below a path; folders end with a slash.
+
+        :raises SecretNotFoundError: when there are none.
+        """
+        mount, path = self._split(location)
+        kv = "metadata/" if mount.version == 2 else ""
+
+        answer = self._transport.call(
+            lambda client: client.list(quote(f"{mount.name}/{kv}{path}".rstrip("/")))
+        )
+        return list(t.cast("dict[str, t.Any]", answer)["data"]["keys"])
+
+    def mount_of(self, location: Location) -> Mount:
+        """The mount that a location is in."""
+        hint = location.mount
+
+        if self._version is not None:
+            return Mount(hint or location.path.partition("/")[0], self._version)
+
+        for mount in tuple(self._mounts.values()):
+            if hint == mount.name or (
+                hint is None and location.path.startswith(f"{mount.name}/")
+            ):
+                return mount
+
+        asked = hint or location.path
+        key = hint or location.path.partition("/")[0]
+        mount = self._flights.get().do(key, lambda: self._ask_mount(asked, hint))
+        self._mounts[mount.name] = mount
+
+        # Another path below the same first segment may lie in another mount.
+        if hint is None and not location.path.startswith(f"{mount.name}/"):
+            mount = self._ask_mount(location.path, None)
+            self._mounts[mount.name] = mount
+
+        return mount
+
+    # --- parts -----------------------------------------------------------------------
+
+    def _ask_mount(self, path: str, hint: str | None) -> Mount:
+        assumed = Mount(hint or path.partition("/")[0], 2, assumed=True)
+
+        try:
+            answer = self._transport.call(
+                lambda client: client.read(f"sys/internal/ui/mounts/{quote(path)}")
+            )
+        except (VaultPermissionError, SecretNotFoundError):
+            # Vault answers 403 for a mount that does not exist, too. The read that
+            # follows tells the two apart.
+            return assumed
+
+        data = t.cast("dict[str, t.Any]", answer).get("data") or {}
+        name = str(data.get("path") or "").strip("/") or assumed.name
+        kind = data.get("type")
+
+        if kind not in {"kv", "generic"}:
+            raise VaultConfigError(
+                f"The mount {name!r} is no key-value engine but {kind!r}: set"
+                " VAULT_MOUNT to one that is.",
+                path=path,
+            )
+
+        version = (data.get("options") or {}).get("version")
+        return Mount(name, 2 if str(version) == "2" else 1)
+
+    def _split(self, location: Location) -> tuple[Mount, str]:
+        mount = self.mount_of(location)
+        return mount, location.path[len(mount.name) :].strip("/")
+
+    def _read_v1(self, mount: Mount, path: str, location: Location) -> Document:
+        if location.version is not None:
+            raise VaultConfigError(
+                f"The mount {mount.name!r} is KV version 1, which keeps no versions:"
+                f" remove 'version' from the entry for {location.path!r}.",
+                path=location.path,
+            )
+
+        try:
+            answer = self._transport.call(
+                lambda client: client.secrets.kv.v1.read_secret(
+                    path, mount_point=mount.name
+                )
+            )
+        except SecretNotFoundError as error:
+            failure: VaultError = _missing(error, location, mount)
+        except VaultPermissionError as error:
+            failure = _denied(error, location, f"{mount.name}/{path}", "read")
+        else:
+            data = t.cast("dict[str, t.Any]", answer).get("data")
+
+            if not isinstance(data, dict):
+                raise _not_a_document(location)
+
+            return Document(location.path, data)
+
+        raise failure
+
+    def _write_v1(
+        self,
+        mount: Mount,
+        path: str,
+        location: Location,
+        data: cabc.Mapping[str, t.Any],
+        cas: int | None,
+    ) -> None:
+        if cas is not None:
+            raise VaultConfigError(
+                f"The mount {mount.name!r} is KV version 1, which has no check-and-set:"
+                " call without 'cas', or move the secrets to a version 2 mount.",
+                path=location.path,
+            )
+
+        def write(client: hvac.Client) -> object:
+            return client.write_data(quote(f"{mount.name}/{path}"), data=dict(data))
+
+        try:
+            self._transport.call(write)
+        except VaultPermissionError as error:
+            failure = _denied(error, location, f"{mount.name}/{path}", "create, update")
+        else:
+            return
+
+        raise failure
+
+
+def _document_v2(answer: dict[str, t.Any], location: Location) -> Document:
+    outer = answer.get("data")
+    data = outer.get("data") if isinstance(outer, dict) else None
+    metadata = outer.get("metadata") if isinstance(outer, dict) else None
+
+    if not isinstance(data, dict) or not isinstance(metadata, dict):
+        raise _not_a_document(location)
+
+    return Document(location.path, data, int(metadata["version"]), parse_time(metadata))
+
+
+def _not_a_document(location: Location) -> VaultResponseError:
+    return VaultResponseError(
+        f"What the server keeps at {location.path!r} has not the shape of a document:"
+        " set VAULT_KV_VERSION to the version of the mount, 1 or 2.",
+        path=location.path,
+    )
+
+
+_FRACTION = re.compile(r"\.(\d+)")
+
+
+def parse_time(
+    metadata: cabc.Mapping[str, t.Any], key: str = "created_time"
+) -> datetime.datetime | None:
+    """Read a time of Vault's: RFC 3339, UTC, with nanoseconds."""
+    text = metadata.get(key)
+
+    if not isinstance(text, str) or not text:
+        return None
+
+    text = _FRACTION.sub(lambda m: f".{m[1][:6]:0<6}", text).replace("Z", "+00:00")
+
+    try:
+        return datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _missing(
+    error: SecretNotFoundError, location: Location, mount: Mount
+) -> SecretNotFoundError:
+    what: dict[str, t.Any] = {
+        "status": error.status,
+        "path": location.path,
+        "errors": error.errors,
+    }
+    metadata = error.metadata
+
+    if metadata is not None:
+        state = "destroyed" if metadata.get("destroyed") else "deleted"
+        cure = (
+            "pin another version, or remove 'version' for the newest."
+            if location.version is not None
+            else "write a new one, or undelete it with 'vault kv undelete'."
+            if state == "deleted"
+            else "write a new one."
+        )
+        gone = SecretVersionError(
+            f"Version {metadata.get('version')} of {location.path!r} was {state}:"
+            f" {cure}",
+            **what,
+        )
+        gone.metadata = metadata
+        return gone
+
+    if location.version is not None:
+        return SecretVersionError(
+            f"There is no version {location.version} of {location.path!r}: pin another,"
+            " or remove 'version' for the newest.",
+            **what,
+        )
+
+    if any("no handler for route" in said for said in error.errors):
+        return SecretNotFoundError(
+            f"The server has no mount for {location.path!r}: check VAULT_MOUNT"
+            f" ({mount.name!r}), or make it with 'flask vault init'.",
+            **what,
+        )
+
+    rest = location.path[len(mount.name) + 1 :]
+    hint = (
+        " Leave out 'data/': Flask-Vault adds it for KV version 2."
+        if rest.startswith("data/")
+        else ""
+    )
+    return SecretNotFoundError(
+        f"There is no document at {location.path!r}: check VAULT_MOUNT, VAULT_PREFIX"
+        f" and the reference, or make it with 'flask vault init'.{hint}",
+        **what,
+    )
+
+
+def _denied(
+    error: VaultPermissionError, location: Location, route: str, capabilities: str
+) -> VaultPermissionError:
+    said = " ".join("; ".join(error.errors).split())
+    return VaultPermissionError(
+        f"Vault denies access to {location.path!r} ({error.status}: {said}): the"
+        f" token's policy must grant '{capabilities}' on {route!r}.",
+        status=error.status,
+        path=location.path,
+        errors=error.errors,
+    )

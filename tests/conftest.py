@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import collections.abc as cabc
+import os
+
+import pytest
+from flask import current_app
+from flask import has_app_context
+from flask import has_request_context
+from flask.globals import app_ctx
+from flask.globals import request_ctx
+
+
+@pytest.fixture(autouse=True)
+def _reset_os_environ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing that the developer's shell says reach a test."""
+    for name in list(os.environ):
+        if name.startswith(("VAULT_", "BAO_", "FLASK_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _leak_detector() -> cabc.Iterator[None]:
+    """Fail a test that leaves a context pushed, before it misleads the next one."""
+    yield
+    leaks = []
+
+    while has_app_context():
+        leaks.append(current_app.name)
+        (request_ctx if has_request_context() else app_ctx).pop()
+
+    assert leaks == [], "the test left the contexts of these apps pushed"
