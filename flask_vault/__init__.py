@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from .client import VaultClient
-from .entries import Reference
-from .entries import Rotation
-from .entries import Secret
+import importlib
+import typing as t
+
 from .errors import AlreadyRotatedError
 from .errors import BackupError
 from .errors import CheckAndSetError
@@ -28,9 +27,15 @@ from .errors import VaultUnavailableError
 from .extension import FlaskVault
 from .extension import get_secret
 from .extension import get_vault_client
-from .rotation.runner import Rotated
 from .signals import secret_rotated
 from .signals import secrets_loaded
+
+if t.TYPE_CHECKING:
+    from .client import VaultClient
+    from .entries import Reference
+    from .entries import Rotation
+    from .entries import Secret
+    from .rotation.runner import Rotated
 
 __all__ = [
     "AlreadyRotatedError",
@@ -63,3 +68,20 @@ __all__ = [
     "secret_rotated",
     "secrets_loaded",
 ]
+
+#: Names that are imported when they are asked for. ``flask --help`` imports every app's
+#: extensions, and needs none of them.
+_LATE: t.Final = {
+    "VaultClient": "client",
+    "Reference": "entries",
+    "Rotation": "entries",
+    "Secret": "entries",
+    "Rotated": "rotation.runner",
+}
+
+
+def __getattr__(name: str) -> t.Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    return getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import copy
 import functools
 import logging
@@ -256,11 +257,11 @@ class VaultClient:
             self._transport.login()
 
             for place in places:
-                self._kv.mount_of(place)
+                # What is wrong with one mount is told by the reads in it.
+                with contextlib.suppress(VaultConfigError, VaultPermissionError):
+                    self._kv.mount_of(place)
         except (VaultLoginError, VaultUnavailableError) as error:
             return dict.fromkeys(places, without_frames(error))
-        except VaultError:
-            pass  # Of one mount; reading tells for which entries.
 
         return self._store.read_many(places)
 
@@ -319,7 +320,7 @@ class VaultClient:
                 )
 
         for attempt in range(1, _TRIES + 1):
-            present = self._newest(location)
+            present = self._kv.newest(location)
             merged = dict(data) if replace else {**present.data, **data}
 
             # What belongs to a rotation in progress is not the caller's to drop.
@@ -500,6 +501,15 @@ class VaultClient:
         return Pin(self, self._store.snapshot if self.settings.enabled else Snapshot())
 
     @property
+    def kv(self) -> KV:
+        """The key-value engines, without a cache.
+
+        :raises VaultConfigError: when ``VAULT_ENABLED`` is false.
+        """
+        self._require_enabled("Vault")
+        return self._kv
+
+    @property
     def failing(self) -> bool:
         """Whether a document is served that could not be read anew."""
         return self.settings.enabled and bool(self._store.failing)
@@ -507,18 +517,6 @@ class VaultClient:
     def now(self) -> t.Any:
         """Vault's time, from its last answers; a ``datetime`` in UTC."""
         return self._transport.now()
-
-    def _newest(self, location: Location) -> Document:
-        """The document as it is now; an empty one where there is none."""
-        try:
-            return self._kv.read(location)
-        except SecretNotFoundError as error:
-            if self._kv.mount_of(location).version == 1:
-                return Document(location.path, {})
-
-            return Document(
-                location.path, {}, int((error.metadata or {}).get("version", 0))
-            )
 
     def _hold(self, location: Location, document: Document) -> None:
         self._store.put(location, document)

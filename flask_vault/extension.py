@@ -1,30 +1,29 @@
-"""``FlaskVault``: wires the parts to an app."""
+"""``FlaskVault``: wires the parts to an app.
+
+What an app needs to be built for ``flask --help`` is imported here; the rest when it is
+initialized, since everybody pays for that command in each project.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
-import pathlib
 import typing as t
 
 from flask import current_app
 from flask import Flask
 from flask import has_app_context
 
-from .client import VaultClient
-from .entries import parse_entries
 from .errors import VaultConfigError
 from .errors import VaultError
 from .errors import without_frames
-from .health import new_blueprint
-from .invocation import as_operator
 from .invocation import for_cli
-from .invocation import Inspected
 from .invocation import is_only_asked_for_help
-from .invocation import MODE
-from .settings import Settings
-from .state import AppState
-from .state import state_of
+from .placeholders import placeholders
+
+if t.TYPE_CHECKING:
+    from .client import VaultClient
+    from .state import AppState
 
 _log = logging.getLogger("flask_vault")
 
@@ -55,60 +54,27 @@ class FlaskVault:
                 " or flask_vault.get_vault_client(), instead of calling init_app again."
             )
 
+        if is_only_asked_for_help():
+            _postpone(app)
+            return
+
+        from .loading import new_state
+
         try:
-            self._init_app(app)
+            state = new_state(app)
         except VaultError as error:
             failure = without_frames(error)
         else:
+            app.extensions["vault"] = state
+
+            if state.settings.health:
+                from .health import new_blueprint
+
+                app.register_blueprint(new_blueprint(state))
+
             return
 
         raise for_cli(failure)
-
-    def _init_app(self, app: Flask) -> None:
-        mode = MODE.get()
-        settings = Settings.from_mapping(app.config)
-
-        if settings.backup_dir is None:
-            directory = pathlib.Path(app.instance_path, "vault-backups")
-            settings = dataclasses.replace(settings, backup_dir=directory)
-
-        if mode is not None:
-            settings = as_operator(settings)
-
-        state = AppState(app, settings, parse_entries(app.config.get("VAULT_SECRETS")))
-
-        if mode == "inspect":
-            raise Inspected(state, None)
-
-        if not state.entries:
-            _log.warning(
-                "VAULT_SECRETS is empty, so nothing is read from Vault at start-up:"
-                " declare what the app needs, such as"
-                " VAULT_SECRETS = {'STRIPE_KEY': 'stripe#api_key'}."
-            )
-
-        if settings.skip_verify and not app.debug:
-            _log.warning(
-                "VAULT_SKIP_VERIFY is on and the app is not in debug mode: anybody on"
-                " the network can pose as Vault and read the token. Set VAULT_CACERT"
-                " instead."
-            )
-
-        if mode is None and is_only_asked_for_help():
-            state.postpone()
-        else:
-            try:
-                state.load()
-            except VaultError as error:
-                if mode is None:
-                    raise
-
-                raise Inspected(state, without_frames(error)) from None
-
-        app.extensions["vault"] = state
-
-        if settings.health:
-            app.register_blueprint(new_blueprint(state))
 
     @property
     def client(self) -> VaultClient:
@@ -119,10 +85,46 @@ class FlaskVault:
         return get_vault_client()
 
     def __repr__(self) -> str:
-        if has_app_context() and "vault" in current_app.extensions:
-            return f"<{type(self).__name__} {get_vault_client().settings.address}>"
+        if has_app_context():
+            with contextlib.suppress(RuntimeError):
+                return f"<{type(self).__name__} {get_vault_client().settings.address}>"
 
         return f"<{type(self).__name__}>"
+
+
+def _postpone(app: Flask) -> None:
+    """Let the app be built without Vault, as far as ``flask --help`` needs it.
+
+    The keys get values of the right type that open nothing, so that the extensions
+    after this one find something. Should the app serve a request all the same, it is
+    loaded first.
+    """
+    for key, value in placeholders(app.config.get("VAULT_SECRETS")).items():
+        if app.config.get(key) is None:
+            app.config[key] = value
+
+    @app.before_request
+    def load_before_the_first_request() -> None:
+        if "vault" not in app.extensions:
+            from .loading import new_state
+
+            app.extensions["vault"] = new_state(app)
+
+
+def state_of(app: Flask) -> AppState:
+    """What Flask-Vault keeps for an app.
+
+    :raises RuntimeError: when there is nothing, with the two likely causes.
+    """
+    state = app.extensions.get("vault")
+
+    if state is None:
+        raise RuntimeError(
+            f"The app {app.name!r} has no FlaskVault: call vault.init_app(app) in its"
+            " factory, or check that this is the app you mean."
+        )
+
+    return t.cast("AppState", state)
 
 
 def get_vault_client() -> VaultClient:

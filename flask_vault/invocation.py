@@ -5,19 +5,21 @@ from __future__ import annotations
 import collections.abc as cabc
 import contextlib
 import contextvars
-import dataclasses
 import os
 import pathlib
 import sys
 import typing as t
 
 import click
-from flask.cli import NoAppException
 
+from .errors import AlreadyRotatedError
+from .errors import BackupError
+from .errors import CheckAndSetError
+from .errors import VaultConfigError
 from .errors import VaultError
-from .settings import ENVIRONMENT
-from .settings import Settings
-from .state import AppState
+from .errors import VaultLoginError
+from .errors import VaultPermissionError
+from .errors import VaultUnavailableError
 
 #: How a ``flask vault`` command wants an app: ``inspect`` needs its settings alone, and
 #: must work before there is a Vault; ``tolerate`` loads it, and takes what it gets.
@@ -27,17 +29,28 @@ MODE: contextvars.ContextVar[Mode | None] = contextvars.ContextVar(
     "flask_vault_mode", default=None
 )
 
+_EXIT_CODES: t.Final[tuple[tuple[type[VaultError], int], ...]] = (
+    (VaultConfigError, 2),
+    (AlreadyRotatedError, 3),
+    (CheckAndSetError, 3),
+    (VaultUnavailableError, 4),
+    (BackupError, 6),
+    (VaultLoginError, 7),
+    (VaultPermissionError, 7),
+)
 
-class Inspected(BaseException):
-    """Leaves an app's factory with what a ``flask vault`` command came for.
 
-    No :exc:`Exception`, so that no factory takes it for a failure of its own.
+def exit_code_of(error: VaultError) -> int:
+    """The exit code of a command that ended with this error.
+
+    2 usage or configuration, 3 somebody else was first, 4 temporary (a retry is safe),
+    5 a human is needed, 6 no backup and so nothing was changed, 7 permission.
     """
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            return code
 
-    def __init__(self, state: AppState, error: VaultError | None) -> None:
-        super().__init__()
-        self.state = state
-        self.error = error
+    return 5
 
 
 @contextlib.contextmanager
@@ -51,19 +64,11 @@ def loading(mode: Mode) -> cabc.Iterator[None]:
         MODE.reset(token)
 
 
-def as_operator(settings: Settings) -> Settings:
-    """A person's token from the environment goes before the app's own login."""
-    for name in ENVIRONMENT["VAULT_TOKEN"]:
-        token = os.environ.get(name, "").strip()
-
-        if token:
-            return dataclasses.replace(settings, token=token, auth=None)
-
-    return settings
-
-
 def is_only_asked_for_help() -> bool:
     """Whether this process builds the app to list its commands, and will run none."""
+    if MODE.get() is not None:
+        return False
+
     program = pathlib.Path(sys.argv[0]).name.replace("-", "_").replace(".", "_")
 
     # The shell's completion runs without a click context.
@@ -88,15 +93,19 @@ def for_cli(error: VaultError) -> VaultError:
     """The same error, which the ``flask`` command prints as one line.
 
     Its own type stays, so that a factory can still catch it.
+
+    No ``NoAppException``: for that, ``flask`` goes on to say that there is no such
+    command.
     """
     if click.get_current_context(silent=True) is None:
         return error
 
     kind = type(error)
     both: type[VaultError] = type(
-        kind.__name__, (kind, NoAppException), {"__module__": kind.__module__}
+        kind.__name__, (kind, click.ClickException), {"__module__": kind.__module__}
     )
     shown = both.__new__(both)
-    shown.__dict__.update(error.__dict__, ctx=None, cmd=None)
+    shown.__dict__.update(error.__dict__, exit_code=exit_code_of(error))
+    shown.__dict__.update(show_color=None)
     shown.args = error.args
     return shown

@@ -6,7 +6,6 @@ import collections.abc as cabc
 import dataclasses
 import datetime
 import logging
-import os
 import typing as t
 
 from .entries import Entry
@@ -18,7 +17,6 @@ from .errors import VaultError
 from .errors import VaultLoginError
 from .errors import VaultPermissionError
 from .errors import VaultUnavailableError
-from .templates import Template
 from .values import cast
 from .values import resolve
 from .vault.kv import Document
@@ -147,32 +145,6 @@ def from_environment(entry: Entry, environ: cabc.Mapping[str, str]) -> Outcome |
     return Outcome(
         entry, "env", cast(raw, entry.secret.cast, f"the environment's {name}")
     )
-
-
-def placeholder(entry: Entry) -> t.Any:
-    """A value of the right type that opens nothing, for an app that only gets built."""
-    served = from_environment(entry, os.environ)
-
-    if served is not None:
-        return served.value
-
-    if entry.secret.default is not MISSING:
-        return entry.secret.default
-
-    if entry.secret.template is not None:
-        return Template.parse(entry.secret.template).render(lambda name: "unset")
-
-    return _PLACEHOLDERS[entry.secret.cast or "str"]
-
-
-_PLACEHOLDERS: t.Final[dict[str, t.Any]] = {
-    "str": "unset",
-    "int": 0,
-    "float": 0.0,
-    "bool": False,
-    "json": None,
-    "bytes": b"unset",
-}
 
 
 def failure_of(outcomes: cabc.Iterable[Outcome]) -> VaultError | None:

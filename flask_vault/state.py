@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import typing as t
 
 from flask import current_app
 from flask import Flask
@@ -17,7 +16,6 @@ from .client import VaultClient
 from .entries import Entry
 from .resolve import failure_of
 from .resolve import Outcome
-from .resolve import placeholder
 from .resolve import resolve_entry
 from .resolve import without_vault
 from .rotation.runner import Rotated
@@ -101,22 +99,6 @@ class AppState:
         self.outcomes = {o.entry.key: o.without_value() for o in outcomes}
         return outcomes
 
-    def postpone(self) -> None:
-        """Let the app be built without Vault, as far as ``flask --help`` needs it.
-
-        The keys get values of the right type that open nothing, so that the extensions
-        after this one find something. Should the app serve a request all the same, it
-        is loaded first.
-        """
-        for entry in self.entries:
-            if self.app.config.get(entry.key) is None:
-                self.app.config[entry.key] = placeholder(entry)
-
-        @self.app.before_request
-        def load_before_the_first_request() -> None:
-            if not self.loaded:
-                self.load()
-
     # --- rotations of this process ---------------------------------------------------
 
     def _rotated(self, rotated: Rotated) -> None:
@@ -183,19 +165,3 @@ class AppState:
             return None
 
         return pin if pin.owner is self.client else None
-
-
-def state_of(app: Flask) -> AppState:
-    """What Flask-Vault keeps for an app.
-
-    :raises RuntimeError: when there is none, with the two likely causes.
-    """
-    state = app.extensions.get("vault")
-
-    if state is None:
-        raise RuntimeError(
-            f"The app {app.name!r} has no FlaskVault: call vault.init_app(app) in its"
-            " factory, or check that this is the app you mean."
-        )
-
-    return t.cast(AppState, state)

@@ -598,7 +598,10 @@ class TestWriteFails:
             assert os.listdir(directory) == []
 
     def test_no_descriptor_is_left_open(
-        self, store: BackupStore, monkeypatch: pytest.MonkeyPatch
+        self,
+        store: BackupStore,
+        directory: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         name = write(store).name
         before = len(os.listdir("/proc/self/fd"))
@@ -614,6 +617,13 @@ class TestWriteFails:
             with monkeypatch.context() as patch, pytest.raises(BackupError):
                 patch.setattr(os, "write", _failing(errno.ENOSPC))
                 write(store)
+
+            directory.chmod(0o755)
+
+            with pytest.raises(BackupError):
+                store.list()
+
+            directory.chmod(0o700)
 
         assert len(os.listdir("/proc/self/fd")) == before
 

@@ -43,11 +43,23 @@ MAY_IMPORT["testing"] = {"errors"}
 
 BELOW_THE_TOP = set(MAY_IMPORT) - {"testing"}
 MAY_IMPORT["refresher"] = BELOW_THE_TOP
+MAY_IMPORT["placeholders"] = GROUND | {"templates"}
 MAY_IMPORT["state"] = BELOW_THE_TOP
 MAY_IMPORT["health"] = BELOW_THE_TOP | {"state"}
-MAY_IMPORT["invocation"] = BELOW_THE_TOP | {"state"}
-MAY_IMPORT["extension"] = BELOW_THE_TOP | {"refresher", "health", "state", "invocation"}
-MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension"}
+MAY_IMPORT["invocation"] = GROUND
+MAY_IMPORT["loading"] = BELOW_THE_TOP | {"state", "invocation"}
+MAY_IMPORT["extension"] = BELOW_THE_TOP | {
+    "refresher",
+    "health",
+    "state",
+    "invocation",
+    "loading",
+    "placeholders",
+}
+MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "loading"}
+MAY_IMPORT["policy"] = BELOW_THE_TOP
+MAY_IMPORT["provisioning"] = BELOW_THE_TOP
+MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.
 MAY_IMPORT["__init__"] = BELOW_THE_TOP | {"extension"}

@@ -618,7 +618,7 @@ def _parse(blob: bytes) -> _Envelope:
         # by us.
         if _encode(envelope) == blob and _is_sound(envelope):
             return envelope
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
 
     raise _Unusable(_UNTRUSTED)

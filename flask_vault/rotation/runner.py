@@ -11,8 +11,6 @@ from ..errors import AlreadyRotatedError
 from ..errors import CheckAndSetError
 from ..errors import RotationError
 from ..errors import SecretFieldError
-from ..errors import SecretNotFoundError
-from ..errors import SecretVersionError
 from ..errors import VaultConnectionError
 from ..errors import VaultError
 from ..vault.kv import Document
@@ -132,12 +130,9 @@ class Runner:
         if self._backups is not None:
             self._backups.check()
 
-        try:
-            before = self._kv.read(location)
-            old = {name: backup.before[name] for name in header.fields}
-        except SecretNotFoundError as error:
-            before = _gone(location, error)
-            old = dict(backup.before)
+        before = self._kv.newest(location)
+        names = header.fields if before.data else tuple(backup.before)
+        old = {name: backup.before[name] for name in names if name in backup.before}
 
         if all(name in before.data and before.data[name] == old[name] for name in old):
             raise AlreadyRotatedError(
@@ -238,13 +233,3 @@ class Runner:
             return None
 
         return now if now.data == after and now.version != before.version else None
-
-
-def _gone(location: Location, error: SecretNotFoundError) -> Document:
-    """An empty document in the place of one that is not there."""
-    version = 0
-
-    if isinstance(error, SecretVersionError) and error.metadata:
-        version = int(error.metadata["version"])
-
-    return Document(location.path, {}, version)

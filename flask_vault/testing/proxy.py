@@ -26,20 +26,17 @@ import re
 import selectors
 import socket
 import threading
-import time
 import typing as t
 import urllib.parse
 import weakref
 
+from .conversation import Conversation
 from .faults import Body
 from .faults import Fault
 from .faults import make_answer
 from .faults import Match
 from .faults import RecordedRequest
 from .ports import lease_ports
-from .wire import Message
-from .wire import ProtocolError
-from .wire import Stream
 
 P = t.TypeVar("P", bound="FaultProxy")
 
@@ -95,14 +92,14 @@ class FaultProxy:
         #: How long each request waits before it is passed on, in seconds. May be set
         #: at any time.
         self.delay = delay
-        self._upstream = (url.hostname, url.port)
+        self.upstream = (url.hostname, url.port)
         self._changed = threading.Condition()
         self._history: collections.deque[RecordedRequest]
         self._history = collections.deque(maxlen=history)
         self._count = self._logins = self._connections = self._most = 0
         self._faults: list[Fault] = []
-        self._conversations: set[_Conversation] = set()
-        self._is_cut = False
+        self._conversations: set[Conversation] = set()
+        self.is_cut = False
         self._port: int | None = None
         self._lease: socket.socket | None = None
         self._listener: socket.socket | None = None
@@ -121,7 +118,7 @@ class FaultProxy:
         """Listen on a free port of loopback. Does nothing when it does already."""
         if self._lease is None:
             self._port, self._lease = lease_ports()
-            self._is_cut = False
+            self.is_cut = False
             self._listen()
             _open_proxies.add(self)
 
@@ -210,7 +207,7 @@ class FaultProxy:
 
     def cut(self) -> None:
         """Close all connections and refuse new ones, until :meth:`heal`."""
-        self._is_cut = True
+        self.is_cut = True
         self._stop_listening()
 
         for conversation in self._list_conversations():
@@ -227,8 +224,8 @@ class FaultProxy:
             if conversation.hangs:
                 conversation.interrupt()
 
-        if self._is_cut and self._lease is not None:
-            self._is_cut = False
+        if self.is_cut and self._lease is not None:
+            self.is_cut = False
             self._listen()
 
     def answer(
@@ -272,8 +269,11 @@ class FaultProxy:
         with self._changed:
             self._faults.append(fault)
 
-    def _pick(self, request: RecordedRequest) -> Fault | None:
-        """The fault that is for this request, used up by one."""
+    def pick(self, request: RecordedRequest) -> Fault | None:
+        """The fault that is for this request, used up by one.
+
+        :meta private:
+        """
         if not self._faults:
             return None
 
@@ -292,9 +292,13 @@ class FaultProxy:
 
         return None
 
-    def _record(
+    def record(
         self, request: RecordedRequest, status: int | None, fault: str | None = None
     ) -> None:
+        """Count a request.
+
+        :meta private:
+        """
         with self._changed:
             self._history.append(
                 dataclasses.replace(request, status=status, fault=fault)
@@ -308,7 +312,15 @@ class FaultProxy:
 
     # Its connections.
 
-    def _list_conversations(self) -> list[_Conversation]:
+    def forget(self, conversation: Conversation) -> None:
+        """Take a connection that has ended off the list.
+
+        :meta private:
+        """
+        with self._changed:
+            self._conversations.discard(conversation)
+
+    def _list_conversations(self) -> list[Conversation]:
         with self._changed:
             return list(self._conversations)
 
@@ -347,7 +359,7 @@ class FaultProxy:
                 except OSError:
                     continue  # It had left before.
 
-                conversation = _Conversation(self, client)
+                conversation = Conversation(self, client)
 
                 with self._changed:
                     self._conversations.add(conversation)
@@ -369,108 +381,6 @@ class FaultProxy:
 
         self._accepting = self._lease = None
         self._conversations.clear()
-
-
-class _Conversation:
-    """One client's connection, and the connection to the server for it."""
-
-    def __init__(self, proxy: FaultProxy, client: socket.socket) -> None:
-        #: Whether it is silent on purpose.
-        self.hangs = False
-        self.thread = threading.Thread(
-            target=self._run, name="fault-proxy", daemon=True
-        )
-        self._proxy = proxy
-        self._client = Stream(client)
-        self._upstream: Stream | None = None
-
-    def interrupt(self) -> None:
-        """Wake the thread wherever it waits. It then finds its connections closed."""
-        for stream in (self._client, self._upstream):
-            if stream is not None:
-                stream.shut_down()
-
-    def close(self) -> None:
-        for stream in (self._client, self._upstream):
-            if stream is not None:
-                stream.close()
-
-    def _run(self) -> None:
-        try:
-            while True:
-                message = self._client.read_request()
-
-                if message is None or not self._deal_with(message):
-                    return
-        except (OSError, ProtocolError):
-            pass  # The client has left, or does not speak HTTP.
-        finally:
-            with self._proxy._changed:
-                self._proxy._conversations.discard(self)
-
-            self.close()
-
-    def _deal_with(self, message: Message) -> bool:
-        """Answer one request, or not.
-
-        :return: whether the connection is good for another.
-        """
-        proxy = self._proxy
-        path, _, query = message.start[1].partition("?")
-        request = RecordedRequest(message.start[0], path, query, tuple(message.names))
-        fault = proxy._pick(request)
-        kind = None if fault is None else fault.kind
-
-        if proxy.delay > 0:
-            time.sleep(proxy.delay)
-
-        if kind == "hang":
-            self.hangs = True
-            proxy._record(request, None, kind)
-            self._client.drain()
-            return False
-
-        if fault is not None and kind == "answer":
-            proxy._record(request, fault.status, kind)
-            self._client.send(fault.reply_to(request.method))
-            return not message.ends_connection
-
-        try:
-            reply = self._forward(message)
-        except (OSError, ProtocolError):
-            proxy._record(request, None, "cut" if proxy._is_cut else "upstream")
-            return False
-
-        proxy._record(request, reply.status, kind)
-
-        if kind == "drop_reply":
-            return False
-
-        self._client.send(reply.content)
-        return not (message.ends_connection or reply.ends_connection)
-
-    def _forward(self, message: Message) -> Message:
-        if self._upstream is not None and self._upstream.is_stale():
-            self._upstream.close()
-            self._upstream = None
-
-        if self._upstream is None:
-            upstream = socket.create_connection(self._proxy._upstream, 10)
-            upstream.settimeout(None)
-            self._upstream = Stream(upstream)
-
-        if self._proxy._is_cut:
-            # The cut may have come before this connection, and missed it.
-            raise ConnectionAbortedError
-
-        self._upstream.send(message.content)
-        reply = self._upstream.read_reply(message.start[0])
-
-        if reply.ends_connection:
-            self._upstream.close()
-            self._upstream = None
-
-        return reply
 
 
 def main(arguments: cabc.Sequence[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import re
@@ -18,6 +17,8 @@ from ..errors import VaultConnectionError
 from ..errors import VaultUnavailableError
 from .api import Api
 from .binary import find_binary
+from .config import Storage
+from .config import write_config
 from .ports import lease_ports
 from .process import GRACE
 from .process import GuardedProcess
@@ -27,7 +28,6 @@ if t.TYPE_CHECKING:
     import hvac
 
 D = t.TypeVar("D", bound="DevServer")
-Storage = t.Literal["file", "raft"]
 
 #: Programs that were found to know no file storage.
 _without_file_storage: set[str] = set()
@@ -208,7 +208,11 @@ class DevServer:
     # Its life.
 
     def __enter__(self: D) -> D:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close()  # Nobody else will.
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
@@ -428,7 +432,14 @@ class DevServer:
                 self.ca_file = None
                 argv += ["-dev-tls", f"-dev-tls-cert-dir={folder}"]
         else:
-            argv.append(f"-config={self._write_config(self.storage)}")
+            if self._tls and self._certificate is None:
+                self.ca_file, *pair = write_certificates(self._folder)
+                self._certificate = (pair[0], pair[1])
+
+            config = write_config(
+                self._folder, self.storage, self.address, self._certificate
+            )
+            argv.append(f"-config={config}")
 
         # Development mode prints the root token and the unseal key there, after its
         # start. It is read here and removed, so that neither stays in a file.
@@ -448,43 +459,6 @@ class DevServer:
                 self._unseal_keys = self._read_unseal_keys(console)
         finally:
             console.unlink(missing_ok=True)
-
-    def _write_config(self, storage: Storage) -> pathlib.Path:
-        data = self._folder / "data"
-        data.mkdir(exist_ok=True)
-        listener: dict[str, object] = {"address": f"127.0.0.1:{self._port}"}
-        backend: dict[str, object] = {"path": os.fspath(data)}
-
-        if storage == "raft":
-            # The shortest election: nobody else can win it.
-            backend |= {"node_id": "dev", "performance_multiplier": 1}
-
-        if self._tls:
-            if self._certificate is None:
-                self.ca_file, *pair = write_certificates(self._folder)
-                self._certificate = (pair[0], pair[1])
-
-            certificate, key = self._certificate
-            listener |= {"tls_cert_file": certificate, "tls_key_file": key}
-        else:
-            listener["tls_disable"] = True
-
-        config = self._folder / "config.json"
-        config.write_text(
-            json.dumps(
-                {
-                    "storage": {storage: backend},
-                    "listener": {"tcp": listener},
-                    "api_addr": self.address,
-                    "cluster_addr": f"https://127.0.0.1:{(self._port or 0) + 1}",
-                    # Vault needs it where memory cannot be locked, in a container
-                    # for one. OpenBao has dropped it and warns in its log.
-                    "disable_mlock": True,
-                    "ui": False,
-                }
-            )
-        )
-        return config
 
     def _read_unseal_keys(self, console: pathlib.Path) -> list[str]:
         """Development mode tells its unseal key nowhere else."""
@@ -536,7 +510,9 @@ class DevServer:
                     self.ca_file = os.fspath(path)
 
             try:
-                status, _ = self._api.ask("GET", "sys/health")
+                # Soon asked again: what holds the port may be no server at all.
+                api = Api(self.address, ca_file=self.ca_file, timeout=1.0)
+                status, _ = api.ask("GET", "sys/health")
             except VaultConnectionError:
                 status = None
 

@@ -25,10 +25,9 @@ class Message:
         #: The names of the headers in lower case, in the order they came.
         self.names: list[str] = []
         self._values: dict[str, str] = {}
-        #: Whether nothing can follow on this connection.
-        self.ends_connection = False
+        version = next((word for word in self.start if word.startswith("HTTP/")), "")
 
-        if len(self.start) < 2:
+        if len(self.start) < 2 or version not in ("HTTP/1.0", "HTTP/1.1"):
             raise ProtocolError
 
         for line in lines[1:]:
@@ -37,8 +36,8 @@ class Message:
             self.names.append(name)
             self._values[name] = value.strip().lower()
 
-        if self.says("connection", "close") or "HTTP/1.0" in self.start:
-            self.ends_connection = True
+        #: Whether nothing can follow on this connection.
+        self.ends_connection = version == "HTTP/1.0" or self.says("connection", "close")
 
     @property
     def content(self) -> bytes:
@@ -188,6 +187,10 @@ class Stream:
     def _read_head(self) -> Message | None:
         if not self._buffer and not self._receive():
             return None
+
+        if not self._buffer[:1].isalpha():
+            # A TLS client for one, which would wait for an answer to its greeting.
+            raise ProtocolError
 
         return Message(self._take_until(b"\r\n\r\n"))
 

@@ -183,7 +183,12 @@ def _refusal(
             **what,
         )
 
-    if status in {408, 412, 472, 473} or status >= 500:
+    # A new KV v2 mount says 400 while it prepares itself.
+    if (
+        status in {408, 412, 472, 473}
+        or status >= 500
+        or "upgrading from" in said.lower()
+    ):
         return VaultUnavailableError(
             f"Vault at {address} cannot answer now{quoted}.", **what
         )

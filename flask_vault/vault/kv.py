@@ -6,6 +6,7 @@ import collections.abc as cabc
 import dataclasses
 import datetime
 import re
+import time
 import typing as t
 from urllib.parse import quote
 
@@ -16,12 +17,16 @@ from ..errors import VaultConfigError
 from ..errors import VaultError
 from ..errors import VaultPermissionError
 from ..errors import VaultResponseError
+from ..errors import VaultUnavailableError
 from .process import PerProcess
 from .process import SingleFlight
 from .transport import Transport
 
 if t.TYPE_CHECKING:
     import hvac
+
+#: Seconds that a new KV v2 mount may take to prepare itself.
+_UPGRADE_LIMIT: t.Final = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +170,66 @@ class KV:
         mount, path = self._split(location)
         kv = "metadata/" if mount.version == 2 else ""
 
-        answer = self._transport.call(
-            lambda client: client.list(quote(f"{mount.name}/{kv}{path}".rstrip("/")))
+        route = f"{mount.name}/{kv}{path}".rstrip("/")
+
+        try:
+            answer = self._transport.call(lambda client: client.list(quote(route)))
+        except SecretNotFoundError as error:
+            failure: VaultError = SecretNotFoundError(
+                f"There is nothing below {location.path!r}: check VAULT_MOUNT,"
+                " VAULT_PREFIX and the path.",
+                status=error.status,
+                path=location.path,
+                errors=error.errors,
+            )
+        except VaultPermissionError as error:
+            failure = _denied(error, location, route, "list")
+        else:
+            return list(t.cast("dict[str, t.Any]", answer)["data"]["keys"])
+
+        raise failure
+
+    def newest(self, location: Location) -> Document:
+        """The document as it is now; where there is none, an empty one.
+
+        Its version is what a check-and-set write must name: 0 for a path that was never
+        written, the last version for one that was deleted, ``None`` on KV v1.
+        """
+        try:
+            return self.read(location.newest())
+        except SecretNotFoundError as error:
+            if self.mount_of(location).version == 1:
+                return Document(location.path, {})
+
+            version = (error.metadata or {}).get("version", 0)
+            return Document(location.path, {}, int(version))
+
+    def make_mount(self, location: Location) -> None:
+        """Mount a KV version 2 engine where a location needs one.
+
+        :raises VaultPermissionError: when the token may not.
+        """
+        name = location.mount or location.path.partition("/")[0]
+        self._transport.call(
+            lambda client: client.sys.enable_secrets_engine(
+                "kv", path=name, options={"version": "2"}
+            )
         )
-        return list(t.cast("dict[str, t.Any]", answer)["data"]["keys"])
+        self._mounts[name] = Mount(name, 2)
+        deadline = time.monotonic() + _UPGRADE_LIMIT
+
+        while True:
+            try:
+                self._transport.call(
+                    lambda client: client.secrets.kv.v2.read_configuration(name)
+                )
+            except VaultUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+
+                time.sleep(0.05)
+            else:
+                return
 
     def mount_of(self, location: Location) -> Mount:
         """The mount that a location is in."""

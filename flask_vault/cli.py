@@ -1,0 +1,349 @@
+"""The ``flask vault`` commands.
+
+Every ``flask`` command in an environment imports this module, so it imports nothing
+that is heavy; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import typing as t
+
+import click
+from flask.cli import ScriptInfo
+
+from .console import age
+from .console import fail
+from .console import opened_app
+from .console import polling_notice
+from .console import say_error
+from .console import table
+from .invocation import exit_code_of
+
+if t.TYPE_CHECKING:
+    from .entries import Reference
+    from .state import AppState
+
+_MASK: t.Final = "********"
+
+
+@click.group("vault")
+def vault_group() -> None:
+    """Secrets in HashiCorp Vault or OpenBao: look, write, rotate, restore."""
+
+
+@vault_group.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.pass_context
+def status(context: click.Context, as_json: bool) -> None:
+    """Show where each config key comes from, its version and age.
+
+    Asks Vault now. The values are not shown.
+    """
+    with opened_app(context, "tolerate") as (state, error):
+        from .health import age_of
+        from .resolve import Outcome
+
+        enabled = state.settings.enabled
+        rows = [
+            {
+                "key": entry.key,
+                "reference": str(entry.reference),
+                "source": outcome.source,
+                "version": outcome.version,
+                "age_seconds": age_of(outcome, state.client) if enabled else None,
+                "error": str(outcome.error) if outcome.error else None,
+            }
+            for entry in state.entries
+            if (outcome := state.outcomes.get(entry.key, Outcome(entry, "unset")))
+        ]
+
+        if as_json:
+            click.echo(json.dumps(rows, indent=2))
+        elif not rows:
+            click.echo("VAULT_SECRETS is empty: nothing comes from Vault.")
+        else:
+            click.echo(
+                table(
+                    ("key", "reference", "source", "version", "age"),
+                    (
+                        (
+                            str(row["key"]),
+                            str(row["reference"]),
+                            str(row["source"]),
+                            str(row["version"] or "-"),
+                            age(t.cast("int | None", row["age_seconds"])),
+                        )
+                        for row in rows
+                    ),
+                )
+            )
+
+            for sentence in dict.fromkeys(r["error"] for r in rows if r["error"]):
+                click.secho(str(sentence), err=True, fg="yellow")
+
+        if error is not None:
+            if not any(row["error"] for row in rows):
+                say_error(str(error))
+
+            raise click.exceptions.Exit(exit_code_of(error))
+
+
+@vault_group.command()
+@click.argument("ref")
+@click.option("--reveal", is_flag=True, help="Print the value.")
+@click.pass_context
+def get(context: click.Context, ref: str, reveal: bool) -> None:
+    """Read REF, a config key or a reference such as stripe#api_key.
+
+    Shows that it is there, and which version it is. With --reveal it prints the value
+    and nothing else.
+    """
+    with opened_app(context, "inspect") as (state, _):
+        from .values import pick
+        from .values import RESERVED
+
+        reference = _reference(state, ref)
+        location = state.client.catalog.location(reference)
+        document = state.client.kv.read(location)
+
+        if reference.field is None:
+            fields = {k: v for k, v in document.data.items() if k not in RESERVED}
+        else:
+            value = pick(document.data, reference.field, document.path)
+            fields = {reference.field: value}
+
+        if reveal:
+            shown = fields if reference.field is None else fields[reference.field]
+            click.echo(shown if isinstance(shown, str) else json.dumps(shown))
+            return
+
+        version = "-" if document.version is None else str(document.version)
+        click.echo(
+            table(
+                ("field", "version", "value"),
+                ((name, version, _MASK) for name in fields),
+            )
+        )
+
+
+@vault_group.command("set")
+@click.argument("ref")
+@click.option(
+    "--cas",
+    type=click.IntRange(min=0),
+    help="Write only when this version is there; 0 for none.",
+)
+@click.pass_context
+def set_command(context: click.Context, ref: str, cas: int | None) -> None:
+    """Write REF, a config key or a reference such as stripe#api_key.
+
+    The value comes from a prompt, or from standard input, never from the command line,
+    which other users of the host can see. A REF without a field takes a JSON object.
+    """
+    with opened_app(context, "inspect") as (state, _):
+        reference = _reference(state, ref)
+        data = _read_value(reference)
+        path = f"/{reference.path}" if reference.absolute else reference.path
+        version = state.client.set_secret(path, data, cas=cas)
+        suffix = "" if version is None else f", version {version}"
+        click.echo(f"{reference} is written{suffix}.")
+        click.echo(polling_notice(state))
+
+
+def _read_value(reference: Reference) -> dict[str, t.Any]:
+    stdin = sys.stdin
+
+    if stdin.isatty():
+        raw = click.prompt(
+            f"Value of {reference}", hide_input=True, confirmation_prompt=True
+        )
+    else:
+        raw = stdin.read().removesuffix("\n").removesuffix("\r")
+
+    if not raw:
+        raise click.UsageError(
+            "The value is empty: type it at the prompt, or send it to standard input."
+        )
+
+    if reference.field is not None:
+        return {reference.field: raw}
+
+    try:
+        data = json.loads(raw)
+    except ValueError:
+        data = None
+
+    if not isinstance(data, dict):
+        raise click.UsageError(
+            f"{str(reference)!r} names no field, so the input is a JSON object such as"
+            ' {"api_key": "..."}; or name a field with \'#\'.'
+        )
+
+    return data
+
+
+@vault_group.command("list")
+@click.argument("path", default="")
+@click.pass_context
+def list_command(context: click.Context, path: str) -> None:
+    """List the names below PATH; those of folders end with a slash."""
+    with opened_app(context, "inspect") as (state, _):
+        for name in state.client.list_secrets(path):
+            click.echo(name)
+
+
+@vault_group.command()
+@click.pass_context
+def init(context: click.Context) -> None:
+    """Create what VAULT_SECRETS needs and Vault does not have.
+
+    The mount if the token may, documents, and a generated value for each entry with
+    'rotate'. What exists stays as it is. Works before the app can start.
+    """
+    with opened_app(context, "inspect") as (state, _):
+        from .provisioning import provision
+
+        done = provision(state.client.kv, state.client.catalog)
+        click.echo(
+            table(
+                ("reference", "state", "keys"),
+                ((p.reference, p.action, ", ".join(p.keys)) for p in done),
+            )
+            if done
+            else "VAULT_SECRETS is empty: there is nothing to create."
+        )
+
+        if any(p.action == "created" for p in done):
+            click.echo(polling_notice(state))
+
+        missing = [p.reference for p in done if p.action == "missing"]
+
+        for reference in missing:
+            say_error(
+                f"{reference} has no value, and only you know it: run 'flask vault set"
+                f" {reference}'."
+            )
+
+        if missing:
+            raise click.exceptions.Exit(5)
+
+
+@vault_group.command("backup-key")
+def backup_key() -> None:
+    """Make a key for VAULT_BACKUP_KEYS and print it.
+
+    Keep it outside of Vault: a backup must open when Vault is gone.
+    """
+    from .rotation.backup import new_key
+
+    click.echo(new_key())
+
+
+@vault_group.command()
+@click.option("--all", "everything", is_flag=True, help="Rotate all that has 'rotate'.")
+@click.option(
+    "--secret",
+    "selected",
+    multiple=True,
+    metavar="NAME",
+    help="A config key, a path, or an entry's name. May be repeated.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@click.option("--no-backup", is_flag=True, help="Do not back up the old values.")
+@click.option("--list-backups", is_flag=True, help="List the backups and end.")
+@click.option("--restore", metavar="FILE", help="Bring back the values of a backup.")
+@click.option("--yes", is_flag=True, help="Do not ask before --restore.")
+@click.option("--json", "as_json", is_flag=True, help="With --list-backups: JSON.")
+@click.pass_context
+def rotate(
+    context: click.Context,
+    everything: bool,
+    selected: tuple[str, ...],
+    dry_run: bool,
+    no_backup: bool,
+    list_backups: bool,
+    restore: str | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Replace secrets by new ones, after an encrypted backup of the old.
+
+    Exit codes: 0 done, 2 usage or configuration, 3 somebody else was first, 4 temporary
+    (run it again), 5 a person is needed, 6 no backup and so nothing was changed,
+    7 permission.
+    """
+    if everything + bool(selected) + list_backups + bool(restore) != 1:
+        raise click.UsageError(
+            "Give one of --all, --secret NAME, --list-backups and --restore FILE."
+        )
+
+    asks_nothing = list_backups or dry_run
+
+    with opened_app(context, "inspect" if asks_nothing else "tolerate") as opened:
+        from . import rotate_command
+
+        state, error = opened
+
+        if error is not None:
+            click.secho(
+                "The app did not load, so its own receivers of secret_rotated are not"
+                f" called: {error}",
+                err=True,
+                fg="yellow",
+            )
+
+        if list_backups:
+            rotate_command.list_backups(state, as_json)
+        elif restore is not None:
+            rotate_command.restore(state, restore, dry_run=dry_run, yes=yes)
+        else:
+            rotate_command.rotate(
+                state, selected or (None,), dry_run=dry_run, backup=not no_backup
+            )
+
+
+@vault_group.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.option(
+    "--seed",
+    type=click.File("r", encoding="utf-8"),
+    help='A JSON file {"path": {"field": value}} with values to begin with.',
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def dev(
+    context: click.Context, seed: t.TextIO | None, command: tuple[str, ...]
+) -> None:
+    """Run the app, or COMMAND, against a new server that lives as long as it does.
+
+    Starts OpenBao or Vault in development mode, creates what VAULT_SECRETS needs,
+    makes an AppRole with the least policy for the app, and runs 'flask run' or the
+    COMMAND after '--' with the address and credentials in its environment.
+    """
+    from .dev import run_dev
+    from .errors import VaultError
+
+    try:
+        seeds = None if seed is None else json.load(seed)
+    except ValueError:
+        raise click.UsageError("The --seed file is not JSON.") from None
+
+    try:
+        code = run_dev(context.ensure_object(ScriptInfo), command, seeds)
+    except VaultError as error:
+        fail(error)
+
+    raise click.exceptions.Exit(code)
+
+
+def _reference(state: AppState, ref: str) -> Reference:
+    from .entries import Reference
+
+    for entry in state.entries:
+        if ref in {entry.key, entry.secret.name}:
+            return entry.reference
+
+    return Reference.parse(ref)

@@ -1,0 +1,109 @@
+"""What the ``flask vault`` commands share: the app, errors as one line, tables."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import typing as t
+
+import click
+from flask.cli import ScriptInfo
+
+from .invocation import exit_code_of
+from .invocation import loading
+from .invocation import Mode
+
+if t.TYPE_CHECKING:
+    from flask import Flask
+
+    from .errors import VaultError
+    from .state import AppState
+
+
+class Opened(t.NamedTuple):
+    """An app as a command found it."""
+
+    state: AppState
+    #: Why it could not be loaded, if that was tried.
+    error: VaultError | None
+
+
+@contextlib.contextmanager
+def opened_app(context: click.Context, mode: Mode) -> cabc.Iterator[Opened]:
+    """The app's state inside its context; a :exc:`VaultError` ends the command.
+
+    :param mode: ``inspect`` stops the factory at ``init_app``, and asks Vault nothing.
+        ``tolerate`` loads the app; when that fails, the state comes with the error.
+    """
+    from .errors import VaultError
+    from .loading import Inspected
+
+    info = context.ensure_object(ScriptInfo)
+
+    try:
+        try:
+            with loading(mode):
+                app = info.load_app()
+        except Inspected as inspected:
+            opened = Opened(inspected.state, inspected.error)
+        else:
+            opened = Opened(_state_of(app), None)
+
+        with opened.state.app.app_context():
+            yield opened
+    except VaultError as error:
+        # An error of the factory's is one that click can show, and so is this.
+        fail(error)
+
+
+def _state_of(app: Flask) -> AppState:
+    from .extension import state_of
+
+    try:
+        return state_of(app)
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def fail(error: VaultError) -> t.NoReturn:
+    """End the command with an error's sentence and exit code."""
+    say_error(str(error))
+    raise click.exceptions.Exit(exit_code_of(error))
+
+
+def say_error(text: str) -> None:
+    """Print a line of an error to stderr."""
+    click.secho(f"Error: {text}", err=True, fg="red")
+
+
+def table(headers: cabc.Sequence[str], rows: cabc.Iterable[cabc.Sequence[str]]) -> str:
+    """Aligned columns under their headers."""
+    lines = [list(headers), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        .rstrip()
+        for line in lines
+    )  # fmt: skip
+
+
+def age(seconds: int | None) -> str:
+    """An age that a person reads: ``42 s``, ``7 min``, ``5 h``, ``31 d``."""
+    if seconds is None:
+        return "-"
+
+    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds // size} {unit}"
+
+    return f"{seconds // 86_400} d"
+
+
+def polling_notice(state: AppState) -> str:
+    """How other processes learn of what this one wrote."""
+    ttl = state.settings.cache_ttl
+    return (
+        "Other processes learn of it by polling, not from this command: get_secret()"
+        f" asks Vault again after {ttl:g} s (VAULT_CACHE_TTL), and app.config is read"
+        " at the start of a process."
+    )

@@ -1,0 +1,222 @@
+"""``flask vault dev``: the app on a server of its own, with nothing to set up."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import typing as t
+
+import click
+from flask.cli import ScriptInfo
+
+from .console import opened_app
+from .console import table
+from .entries import Entry
+from .entries import MISSING
+from .errors import VaultConfigError
+from .policy import app_policy
+from .provisioning import provision
+from .provisioning import Seed
+from .rotation.backup import new_key
+from .settings import DEV_FILE
+from .settings import ENVIRONMENT
+from .testing import DevServer
+from .vault.kv import Location
+
+_ROLE: t.Final = "flask-vault-dev"
+
+
+def run_dev(info: ScriptInfo, command: tuple[str, ...], seeds: object = None) -> int:
+    """Run a command against a new server, and clean up after it.
+
+    :param command: ``flask run`` when empty.
+    :param seeds: ``{path: {field: value}}``, values that nobody generates.
+    :return: the exit code of the command; 128 and the number of the signal that ended
+        it.
+    """
+    if not command and info.create_app is not None:
+        raise VaultConfigError(
+            "This command line has its app built in, so 'flask run' would not find it:"
+            " name the command to run, as in 'flask vault dev -- COMMAND'."
+        )
+
+    with tempfile.TemporaryDirectory(prefix="flask-vault-dev-") as folder:
+        with DevServer() as server:
+            environ = _prepare(pathlib.Path(folder), server, info, seeds)
+            return _run(command or _flask_run(), environ)
+
+
+def _flask_run() -> tuple[str, ...]:
+    return (sys.executable, "-m", "flask", "run")
+
+
+def _prepare(
+    folder: pathlib.Path, server: DevServer, info: ScriptInfo, seeds: object
+) -> dict[str, str]:
+    overrides: dict[str, t.Any] = {
+        "VAULT_ENABLED": True,
+        "VAULT_ADDR": server.address,
+        "VAULT_AUTH": {"method": "token", "token": server.root_token},
+        "VAULT_TOKEN": None,
+        "VAULT_NAMESPACE": None,
+        "VAULT_CACERT": None,
+        "VAULT_SKIP_VERIFY": False,
+        "VAULT_BACKUP_DIR": str(folder / "backups"),
+        "VAULT_BACKUP_KEYS": [new_key()],
+    }
+    file = folder / "settings.json"
+    _write_private(file, json.dumps(overrides))
+    names = {name for names in ENVIRONMENT.values() for name in names}
+    environ = {k: v for k, v in os.environ.items() if k not in names}
+    environ[DEV_FILE] = str(file)
+    # A new server has one environment, so naming it is no guess.
+    environ["VAULT_ENVIRONMENT"] = os.environ.get("VAULT_ENVIRONMENT") or "development"
+
+    if info.app_import_path:
+        environ["FLASK_APP"] = info.app_import_path
+
+    role_id, secret_id = _fill(server, info, environ, seeds)
+    overrides["VAULT_AUTH"] = {
+        "method": "approle",
+        "role_id": role_id,
+        "secret_id": secret_id,
+    }
+    _write_private(file, json.dumps(overrides))
+    ours = {
+        DEV_FILE: environ[DEV_FILE],
+        "VAULT_ADDR": server.address,
+        "VAULT_TOKEN": server.root_token,
+        "VAULT_ENVIRONMENT": environ["VAULT_ENVIRONMENT"],
+    }
+
+    if "FLASK_APP" in environ:
+        ours["FLASK_APP"] = environ["FLASK_APP"]
+
+    script = folder / "env"
+    _write_private(
+        script, "".join(f"export {k}={shlex.quote(v)}\n" for k, v in ours.items())
+    )
+    click.echo(
+        f"The server is {server.address}. The app logs in with an AppRole that may read"
+        " its own secrets. In another terminal, this makes you its operator:\n\n"
+        f"    . {shlex.quote(str(script))}\n"
+    )
+    sys.stdout.flush()
+    return {
+        **environ,
+        **ours,
+        "VAULT_ROLE_ID": role_id,
+        "VAULT_SECRET_ID": secret_id,
+        "_FLASK_VAULT_DEV_ENV": str(script),
+    }
+
+
+def _fill(
+    server: DevServer,
+    info: ScriptInfo,
+    environ: cabc.Mapping[str, str],
+    seeds: object,
+) -> tuple[str, str]:
+    """Create what the app needs, and a role that may read it."""
+    before = dict(os.environ)
+    context = click.Context(click.Command("dev"), obj=info)
+
+    try:
+        # The app is looked at in this process, which has the environment of the user.
+        os.environ.clear()
+        os.environ.update(environ)
+
+        with opened_app(context, "inspect") as (state, _):
+            client = state.client
+            done = provision(client.kv, client.catalog, _seed(seeds))
+
+            if done:
+                click.echo(
+                    table(
+                        ("reference", "state", "keys"),
+                        ((p.reference, p.action, ", ".join(p.keys)) for p in done),
+                    )
+                )
+
+            policy = app_policy(client.catalog, client.kv.mount_of)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+    # A server refuses an empty policy.
+    return server.create_approle(_ROLE, policy or 'path "none" {}\n')
+
+
+def _seed(seeds: object) -> Seed:
+    if seeds is None:
+        seeds = {}
+
+    if not isinstance(seeds, dict) or not all(
+        isinstance(fields, dict) for fields in seeds.values()
+    ):
+        raise VaultConfigError(
+            'The --seed file is a JSON object such as {"stripe": {"api_key": "..."}}.'
+        )
+
+    known: dict[str, dict[str, t.Any]] = seeds
+
+    def seed(location: Location, field: str, entry: Entry) -> t.Any:
+        given = known.get(entry.reference.path, {}).get(field)
+
+        if given is not None:
+            return given
+
+        secret = entry.secret
+
+        if secret.template is None and secret.env and os.environ.get(secret.env):
+            return os.environ[secret.env]
+
+        if secret.default is not MISSING or secret.cast not in {None, "str"}:
+            return None
+
+        # Obviously no secret, and enough for the app to start.
+        return f"dev-{entry.reference.path.replace('/', '-')}-{field}"
+
+    return seed
+
+
+def _write_private(path: pathlib.Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _run(command: tuple[str, ...], environ: dict[str, str]) -> int:
+    """Run a command to its end. Ctrl-C reaches it too, as it shares our terminal."""
+    try:
+        child = subprocess.Popen(command, env=environ)  # noqa: S603 - the user's own
+    except OSError as error:
+        raise VaultConfigError(
+            f"The command {command[0]!r} cannot be run ({error.strerror}): check its"
+            " name and PATH."
+        ) from None
+
+    def pass_on(number: int, frame: object) -> None:
+        child.send_signal(number)
+
+    previous = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, pass_on),
+    }
+
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    return code if code >= 0 else 128 - code

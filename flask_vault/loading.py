@@ -1,0 +1,94 @@
+"""From an app's config to its loaded state."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import pathlib
+
+from flask import Flask
+
+from .entries import parse_entries
+from .errors import VaultError
+from .errors import without_frames
+from .invocation import MODE
+from .settings import ENVIRONMENT
+from .settings import Settings
+from .state import AppState
+
+_log = logging.getLogger("flask_vault")
+
+
+class Inspected(BaseException):
+    """Leaves an app's factory with what a ``flask vault`` command came for.
+
+    No :exc:`Exception`, so that no factory takes it for a failure of its own.
+
+    :param error: why the app could not be loaded, if that was tried.
+    """
+
+    def __init__(self, state: AppState, error: VaultError | None) -> None:
+        super().__init__()
+        self.state = state
+        self.error = error
+
+
+def new_state(app: Flask) -> AppState:
+    """Check the config of an app, read its secrets, and set them in ``app.config``.
+
+    :raises VaultError: when the config is wrong or a required secret cannot be had.
+    :raises Inspected: when a ``flask vault`` command wants no more than the settings.
+    """
+    mode = MODE.get()
+    settings = Settings.from_mapping(app.config)
+
+    if settings.backup_dir is None:
+        directory = pathlib.Path(app.instance_path, "vault-backups")
+        settings = dataclasses.replace(settings, backup_dir=directory)
+
+    if mode is not None:
+        settings = _as_operator(settings)
+
+    state = AppState(app, settings, parse_entries(app.config.get("VAULT_SECRETS")))
+
+    if mode == "inspect":
+        raise Inspected(state, None)
+
+    _warn(app, state)
+
+    try:
+        state.load()
+    except VaultError as error:
+        if mode is None:
+            raise
+
+        raise Inspected(state, without_frames(error)) from None
+
+    return state
+
+
+def _warn(app: Flask, state: AppState) -> None:
+    if not state.entries:
+        _log.warning(
+            "VAULT_SECRETS is empty, so nothing is read from Vault at start-up: declare"
+            " what the app needs, such as VAULT_SECRETS = {'STRIPE_KEY':"
+            " 'stripe#api_key'}."
+        )
+
+    if state.settings.skip_verify and not app.debug:
+        _log.warning(
+            "VAULT_SKIP_VERIFY is on and the app is not in debug mode: anybody on the"
+            " network can pose as Vault and read the token. Set VAULT_CACERT instead."
+        )
+
+
+def _as_operator(settings: Settings) -> Settings:
+    """A person's token from the environment goes before the app's own login."""
+    for name in ENVIRONMENT["VAULT_TOKEN"]:
+        token = os.environ.get(name, "").strip()
+
+        if token:
+            return dataclasses.replace(settings, token=token, auth=None)
+
+    return settings
