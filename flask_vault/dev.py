@@ -24,7 +24,7 @@ from .errors import VaultConfigError
 from .policy import app_policy
 from .provisioning import provision
 from .provisioning import Seed
-from .rotation.backup import new_key
+from .rotation.envelope import new_key
 from .settings import DEV_FILE
 from .settings import ENVIRONMENT
 from .testing import DevServer

@@ -59,6 +59,7 @@ MAY_IMPORT["extension"] = BELOW_THE_TOP | {
 MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "loading"}
 MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
+MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
 MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.

@@ -1,94 +1,45 @@
-"""Encrypted backups of a document, made before a rotation changes it.
-
-A backup is one JSON file:
-
-.. code-block:: text
-
-    {
-      "format": "flask-vault-backup", "version": 1,
-      "key_id": "...",              which of VAULT_BACKUP_KEYS sealed it
-      "header": {...},              where the document lives, in clear; no values
-      "nonce": "...",               12 bytes, base64
-      "ciphertext": "..."           AES-256-GCM, base64
-    }
-
-With the 32 bytes ``k`` of a key, the file is sealed by ``HMAC-SHA256(k,
-"flask-vault-backup 1 seal")``, and ``key_id`` is the first 16 hexadecimal digits of
-``HMAC-SHA256(k, "flask-vault-backup 1 key id")``. The associated data is everything
-above ``nonce`` as JSON with sorted keys, no white space and ASCII only; the plain text
-is ``{"before": {...}, "after": {...}}``.
-"""
+"""The directory of encrypted backups, made before a rotation changes a document."""
 
 from __future__ import annotations
 
-import base64
 import collections.abc as cabc
 import contextlib
 import dataclasses
 import datetime as dt
 import errno
-import hmac
-import json
 import os
 import re
 import secrets
 import stat
 import typing as t
-import unicodedata
 from pathlib import Path
 
 from ..errors import BackupError
-from ..errors import VaultConfigError
+from .envelope import Backup
+from .envelope import BackupHeader
+from .envelope import canonical
+from .envelope import is_clean
+from .envelope import parse_envelope
+from .envelope import Sealer
+from .envelope import Unusable
 
 MAX_SIZE: t.Final = 1024 * 1024
+
+
 """The size in bytes of the largest file that is written or read."""
 
-_FORMAT: t.Final = "flask-vault-backup"
-_FORMAT_VERSION: t.Final = 1
-_NONCE_SIZE: t.Final = 12
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{43}=")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,249}\.json")
+
+
 _OPERATION = re.compile(r"[0-9a-f]{32}")
+
+
 _STAMP = re.compile(r"_([0-9]{8}T[0-9]{6}Z)_")
+
 
 # Errors of link() where the file system or a sandbox has no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-
-# One sentence for every cause, so that nobody can probe what a key opens.
-_UNTRUSTED = (
-    "cannot be decrypted: it is damaged, was changed, or was made with a key that is"
-    " not in VAULT_BACKUP_KEYS"
-)
-
-
-def new_key() -> str:
-    """Make a key for ``VAULT_BACKUP_KEYS``: 32 random bytes, URL-safe base64."""
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode("ascii")
-
-
-@dataclasses.dataclass(frozen=True)
-class BackupHeader:
-    """What a backup says of itself in clear."""
-
-    path: str
-    """Mount and path of the document."""
-
-    namespace: str | None
-    fields: tuple[str, ...]
-    """The fields that were about to change."""
-
-    from_version: int | None
-    """The version that ``before`` was, ``None`` where there are no versions."""
-
-    kv_version: int
-    operation: str
-    """The id of the rotation, the hexadecimal form of a UUID."""
-
-    created_at: dt.datetime
-    """By the clock of the host that wrote it, in UTC."""
-
-    key_id: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,30 +55,6 @@ class BackupInfo:
 
     verified: bool = False
     """Whether the file was decrypted, which proves the header too."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Backup:
-    """A backup that was decrypted. Its ``repr`` shows no values."""
-
-    name: str
-    header: BackupHeader
-    before: cabc.Mapping[str, t.Any] = dataclasses.field(repr=False)
-    """The document as it was."""
-
-    after: cabc.Mapping[str, t.Any] = dataclasses.field(repr=False)
-    """The document that was about to be written."""
-
-
-class _Unusable(Exception):
-    """Why a file is no backup, as the end of a sentence that begins with its name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Envelope:
-    header: BackupHeader
-    nonce: bytes = dataclasses.field(repr=False)
-    ciphertext: bytes = dataclasses.field(repr=False)
 
 
 def _now() -> dt.datetime:
@@ -152,7 +79,7 @@ class BackupStore:
         clock: cabc.Callable[[], dt.datetime] = _now,
     ) -> None:
         self.directory = Path(directory).absolute()
-        self._sealer = _Sealer(keys)
+        self._sealer = Sealer(keys)
         self._clock = clock
 
     def __repr__(self) -> str:
@@ -178,7 +105,7 @@ class BackupStore:
                 self._sealer.unseal(name, _read(directory, name))
             except OSError as error:
                 raise self._write_error(error) from error
-            except _Unusable as error:
+            except Unusable as error:
                 raise self._readback_error(error) from None
             finally:
                 if name is not None:
@@ -243,10 +170,10 @@ class BackupStore:
                 os.fsync(directory)
                 backup = self._sealer.unseal(name, _read(directory, name))
 
-                if backup.header != header or _canonical(
+                if backup.header != header or canonical(
                     {"before": backup.before, "after": backup.after}
-                ) != _canonical(payload):
-                    raise _Unusable("holds something else than what was written")
+                ) != canonical(payload):
+                    raise Unusable("holds something else than what was written")
             except BaseException as error:
                 if name is not None:
                     _remove(directory, name)
@@ -254,7 +181,7 @@ class BackupStore:
                 if isinstance(error, OSError):
                     raise self._write_error(error) from error
 
-                if isinstance(error, _Unusable):
+                if isinstance(error, Unusable):
                     raise self._readback_error(error) from None
 
                 raise
@@ -309,7 +236,7 @@ class BackupStore:
                 )
             except OSError as error:
                 reason = f"cannot be read: {_name_error(error)}"
-            except _Unusable as error:
+            except Unusable as error:
                 reason = str(error)
 
         raise BackupError(f"The backup {name!r} {reason}.")
@@ -319,15 +246,15 @@ class BackupStore:
 
         try:
             blob = _read(directory, name)
-            header = _parse(blob).header
+            header = parse_envelope(blob).header
 
             if verify:
                 self._sealer.unseal(name, blob)
             elif not self._sealer.knows(header.key_id):
-                raise _Unusable("was made with a key that is not in VAULT_BACKUP_KEYS")
+                raise Unusable("was made with a key that is not in VAULT_BACKUP_KEYS")
         except OSError as error:
             return BackupInfo(name, header, f"cannot be read: {_name_error(error)}")
-        except _Unusable as error:
+        except Unusable as error:
             return BackupInfo(name, header, str(error))
 
         return BackupInfo(name, header, verified=verify)
@@ -346,7 +273,7 @@ class BackupStore:
         if not _OPERATION.fullmatch(operation):
             raise ValueError("'operation' must be the hexadecimal form of a UUID.")
 
-        if not all(map(_is_clean, (path, namespace or "", *fields))):
+        if not all(map(is_clean, (path, namespace or "", *fields))):
             raise BackupError(
                 "The document cannot be backed up: its path, its namespace or the name"
                 " of a field holds a control character.",
@@ -452,206 +379,11 @@ class BackupStore:
             " VAULT_BACKUP_DIR to another directory."
         )
 
-    def _readback_error(self, error: _Unusable) -> BackupError:
+    def _readback_error(self, error: Unusable) -> BackupError:
         return BackupError(
             f"The backup was written to {str(self.directory)!r} and could not be read"
             f" back; it was removed. The file {error}."
         )
-
-
-class _Sealer:
-    """Makes the content of a file and opens it, with the keys of one store."""
-
-    def __init__(self, keys: cabc.Sequence[str]) -> None:
-        if isinstance(keys, str):
-            raise VaultConfigError(
-                "VAULT_BACKUP_KEYS must be a list of keys, not one string. In an"
-                """ environment variable a list is written as '["KEY"]'."""
-            )
-
-        # By key id, in the order of the keys.
-        self._seals: dict[str, bytes] = {}
-
-        for index, key in enumerate(keys):
-            if not isinstance(key, str) or not _KEY.fullmatch(key.strip()):
-                raise VaultConfigError(
-                    f"VAULT_BACKUP_KEYS[{index}] is not a key: it must be 32 bytes as"
-                    " URL-safe base64, which is 44 characters. 'flask vault backup-key'"
-                    " makes one."
-                )
-
-            raw = base64.urlsafe_b64decode(key.strip())
-            key_id = _derive(raw, "key id").hex()[:16]
-            self._seals.setdefault(key_id, _derive(raw, "seal"))
-
-    @property
-    def key_id(self) -> str:
-        """The id of the key that seals."""
-        self.require_keys()
-        return next(iter(self._seals))
-
-    def knows(self, key_id: str) -> bool:
-        return key_id in self._seals
-
-    def require_keys(self) -> None:
-        if not self._seals:
-            raise BackupError(
-                "VAULT_BACKUP_KEYS is not set, so backups cannot be encrypted or"
-                " decrypted. 'flask vault backup-key' makes a key; keep it outside of"
-                " Vault."
-            )
-
-    def seal(self, header: BackupHeader, payload: cabc.Mapping[str, t.Any]) -> bytes:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        try:
-            plain = _canonical(payload)
-        except (TypeError, ValueError, RecursionError):
-            plain = None
-
-        # Raised out here so that the error has no context that could quote a value.
-        if plain is None:
-            raise BackupError(
-                f"The document at {header.path!r} cannot be backed up: it holds"
-                " something that JSON cannot express.",
-                path=header.path,
-            )
-
-        nonce = secrets.token_bytes(_NONCE_SIZE)
-        ciphertext = AESGCM(self._seals[header.key_id]).encrypt(
-            nonce, plain, _canonical(_clear(header))
-        )
-        return _encode(_Envelope(header, nonce, ciphertext))
-
-    def unseal(self, name: str, blob: bytes) -> Backup:
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        envelope = _parse(blob)
-        header = envelope.header
-
-        if (seal := self._seals.get(header.key_id)) is None:
-            raise _Unusable(_UNTRUSTED)
-
-        try:
-            plain = AESGCM(seal).decrypt(
-                envelope.nonce, envelope.ciphertext, _canonical(_clear(header))
-            )
-            payload = json.loads(plain)
-        except (InvalidTag, RecursionError):
-            raise _Unusable(_UNTRUSTED) from None
-
-        return Backup(name, header, payload["before"], payload["after"])
-
-
-def _derive(key: bytes, purpose: str) -> bytes:
-    message = f"{_FORMAT} {_FORMAT_VERSION} {purpose}"
-    return hmac.digest(key, message.encode("ascii"), "sha256")
-
-
-def _canonical(value: object) -> bytes:
-    """Write JSON in the one form that can be compared and authenticated."""
-    return json.dumps(
-        value,
-        sort_keys=True,
-        separators=(",", ":"),
-        allow_nan=False,
-        default=_plain,
-    ).encode("ascii")
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, cabc.Mapping):
-        return dict(value)
-
-    raise TypeError(f"{type(value).__name__} is not JSON.")
-
-
-def _clear(header: BackupHeader) -> dict[str, t.Any]:
-    """Everything of a file that is in clear and authenticated."""
-    return {
-        "format": _FORMAT,
-        "version": _FORMAT_VERSION,
-        "key_id": header.key_id,
-        "header": {
-            "path": header.path,
-            "namespace": header.namespace,
-            "fields": list(header.fields),
-            "from_version": header.from_version,
-            "kv_version": header.kv_version,
-            "operation": header.operation,
-            "created_at": header.created_at.isoformat(timespec="microseconds"),
-        },
-    }
-
-
-def _encode(envelope: _Envelope) -> bytes:
-    content = {
-        **_clear(envelope.header),
-        "nonce": base64.b64encode(envelope.nonce).decode("ascii"),
-        "ciphertext": base64.b64encode(envelope.ciphertext).decode("ascii"),
-    }
-    return f"{json.dumps(content, indent=2)}\n".encode("ascii")
-
-
-def _parse(blob: bytes) -> _Envelope:
-    try:
-        content = json.loads(blob.decode("ascii"))
-        header = content["header"]
-        envelope = _Envelope(
-            header=BackupHeader(
-                path=header["path"],
-                namespace=header["namespace"],
-                fields=tuple(header["fields"]),
-                from_version=header["from_version"],
-                kv_version=header["kv_version"],
-                operation=header["operation"],
-                created_at=dt.datetime.fromisoformat(header["created_at"]),
-                key_id=content["key_id"],
-            ),
-            nonce=base64.b64decode(content["nonce"], validate=True),
-            ciphertext=base64.b64decode(content["ciphertext"], validate=True),
-        )
-
-        # A file has one form only: what says the same in other words (white space, a
-        # key twice, stray bits in base64, another format or version) was not written
-        # by us.
-        if _encode(envelope) == blob and _is_sound(envelope):
-            return envelope
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
-
-    raise _Unusable(_UNTRUSTED)
-
-
-def _is_sound(envelope: _Envelope) -> bool:
-    """Whether the parts have the types that they promise.
-
-    Nothing is authenticated yet, and a listing will print it.
-    """
-    header = envelope.header
-    words = [header.path, header.operation, header.key_id, *header.fields]
-    numbers = [header.kv_version]
-
-    if header.namespace is not None:
-        words.append(header.namespace)
-
-    if header.from_version is not None:
-        numbers.append(header.from_version)
-
-    return (
-        len(envelope.nonce) == _NONCE_SIZE
-        and header.created_at.utcoffset() == dt.timedelta(0)
-        and all(isinstance(word, str) and _is_clean(word) for word in words)
-        and all(type(number) is int for number in numbers)
-    )
-
-
-def _is_clean(text: str) -> bool:
-    """Whether a text is safe to print to a terminal."""
-    return not any(
-        unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text
-    )
 
 
 def _stem(label: str) -> str:
@@ -775,7 +507,7 @@ def _read(directory: int, name: str) -> bytes:
         file = os.open(name, flags, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):  # EMLINK: FreeBSD
-            raise _Unusable("is a symbolic link, and not a file") from None
+            raise Unusable("is a symbolic link, and not a file") from None
 
         raise
 
@@ -783,16 +515,16 @@ def _read(directory: int, name: str) -> bytes:
         status = os.fstat(file)
 
         if not stat.S_ISREG(status.st_mode):
-            raise _Unusable("is not a regular file")
+            raise Unusable("is not a regular file")
 
         if status.st_uid != os.geteuid():
-            raise _Unusable("does not belong to the user who runs this")
+            raise Unusable("does not belong to the user who runs this")
 
         if status.st_mode & 0o077:
-            raise _Unusable("is open to other users; 'chmod 600' closes it")
+            raise Unusable("is open to other users; 'chmod 600' closes it")
 
         if status.st_size > MAX_SIZE:
-            raise _Unusable(f"is larger than {MAX_SIZE} bytes")
+            raise Unusable(f"is larger than {MAX_SIZE} bytes")
 
         with open(file, "rb", closefd=False) as stream:
             return stream.read(MAX_SIZE)

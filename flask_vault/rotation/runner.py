@@ -16,8 +16,8 @@ from ..errors import VaultError
 from ..vault.kv import Document
 from ..vault.kv import KV
 from ..vault.kv import Location
-from .backup import Backup
 from .backup import BackupStore
+from .envelope import Backup
 
 #: How often a lost check-and-set is tried anew when another field was written.
 _TRIES: t.Final = 5

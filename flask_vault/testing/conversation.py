@@ -7,19 +7,33 @@ import threading
 import time
 import typing as t
 
+from .faults import Fault
 from .faults import RecordedRequest
 from .wire import Message
 from .wire import ProtocolError
 from .wire import Stream
 
-if t.TYPE_CHECKING:
-    from .proxy import FaultProxy
+
+class Host(t.Protocol):
+    """The proxy, as far as a conversation needs it."""
+
+    delay: float
+    is_cut: bool
+    upstream: tuple[str, int]
+
+    def pick(self, request: RecordedRequest) -> Fault | None: ...
+
+    def record(
+        self, request: RecordedRequest, status: int | None, fault: str | None = None
+    ) -> None: ...
+
+    def forget(self, conversation: Conversation) -> None: ...
 
 
 class Conversation:
     """One client's connection, and the connection to the server for it."""
 
-    def __init__(self, proxy: FaultProxy, client: socket.socket) -> None:
+    def __init__(self, proxy: Host, client: socket.socket) -> None:
         #: Whether it is silent on purpose.
         self.hangs = False
         self.thread = threading.Thread(
