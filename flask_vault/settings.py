@@ -73,7 +73,7 @@ class Settings:
             environment's name where the config has none.
         :raises VaultConfigError: for the first key that is wrong.
         """
-        read = _Reader({**config, **_dev_overrides(environ)}, environ)
+        read = _Reader(config, environ, _dev_overrides(environ))
         _check_names(config)
         enabled = read.flag("VAULT_ENABLED", True)
         settings = cls(
@@ -100,7 +100,7 @@ class Settings:
             health_token=read.text("VAULT_HEALTH_TOKEN"),
         )
         settings = dataclasses.replace(
-            settings, prefix=_prefix(read, settings.environment)
+            settings, prefix=_prefix(read, settings.environment, enabled)
         )
 
         if settings.health_details == "token" and not settings.health_token:
@@ -158,12 +158,19 @@ class _Reader:
     """Reads one key at a time; Flask may have made a number or a bool of any text."""
 
     def __init__(
-        self, config: cabc.Mapping[str, t.Any], environ: cabc.Mapping[str, str]
+        self,
+        config: cabc.Mapping[str, t.Any],
+        environ: cabc.Mapping[str, str],
+        overrides: cabc.Mapping[str, t.Any],
     ) -> None:
         self._config = config
         self._environ = environ
+        self._overrides = overrides
 
     def raw(self, key: str) -> t.Any:
+        if key in self._overrides:
+            return self._overrides[key]
+
         value = self._config.get(key)
 
         if value is not None:
@@ -329,8 +336,12 @@ class _Reader:
         return value
 
 
-def _prefix(read: _Reader, environment: str | None) -> str:
+def _prefix(read: _Reader, environment: str | None, enabled: bool) -> str:
     prefix = (read.text("VAULT_PREFIX") or "").strip("/")
+
+    # Nothing is read below it, so an image can be built for any environment.
+    if not enabled:
+        return prefix
 
     if "{environment}" in prefix:
         if environment is None:
