@@ -328,12 +328,12 @@ class _Reader:
         return value
 
     def url_prefix(self, key: str, default: str) -> str:
-        value = (self.text(key) or default).rstrip("/")
+        value = self.text(key) or default
 
         if not value.startswith("/"):
             raise VaultConfigError(f"{key} begins with a slash, such as '/vault'.")
 
-        return value
+        return value.rstrip("/")
 
 
 def _prefix(read: _Reader, environment: str | None, enabled: bool) -> str:
