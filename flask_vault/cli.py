@@ -20,6 +20,7 @@ from .console import polling_notice
 from .console import say_error
 from .console import table
 from .invocation import exit_code_of
+from .invocation import Mode
 
 if t.TYPE_CHECKING:
     from .entries import Reference
@@ -142,7 +143,7 @@ def set_command(context: click.Context, ref: str, cas: int | None) -> None:
     The value comes from a prompt, or from standard input, never from the command line,
     which other users of the host can see. A REF without a field takes a JSON object.
     """
-    with opened_app(context, "inspect") as (state, _):
+    with opened_app(context, "inspect", writes=True) as (state, _):
         reference = _reference(state, ref)
         data = _read_value(reference)
         path = f"/{reference.path}" if reference.absolute else reference.path
@@ -202,7 +203,7 @@ def init(context: click.Context) -> None:
     The mount if the token may, documents, and a generated value for each entry with
     'rotate'. What exists stays as it is. Works before the app can start.
     """
-    with opened_app(context, "inspect") as (state, _):
+    with opened_app(context, "inspect", writes=True) as (state, _):
         from .provisioning import provision
 
         done = provision(state.client.kv, state.client.catalog)
@@ -281,7 +282,9 @@ def rotate(
 
     asks_nothing = list_backups or dry_run
 
-    with opened_app(context, "inspect" if asks_nothing else "tolerate") as opened:
+    mode: Mode = "inspect" if asks_nothing else "tolerate"
+
+    with opened_app(context, mode, writes=True) as opened:
         from . import rotate_command
 
         state, error = opened

@@ -29,11 +29,14 @@ class Opened(t.NamedTuple):
 
 
 @contextlib.contextmanager
-def opened_app(context: click.Context, mode: Mode) -> cabc.Iterator[Opened]:
+def opened_app(
+    context: click.Context, mode: Mode, *, writes: bool = False
+) -> cabc.Iterator[Opened]:
     """The app's state inside its context; a :exc:`VaultError` ends the command.
 
     :param mode: ``inspect`` stops the factory at ``init_app``, and asks Vault nothing.
         ``tolerate`` loads the app; when that fails, the state comes with the error.
+    :param writes: log in with ``VAULT_ROTATE_AUTH``.
     """
     from .errors import VaultError
     from .loading import Inspected
@@ -42,7 +45,7 @@ def opened_app(context: click.Context, mode: Mode) -> cabc.Iterator[Opened]:
 
     try:
         try:
-            with loading(mode):
+            with loading(mode, writes=writes):
                 app = info.load_app()
         except Inspected as inspected:
             opened = Opened(inspected.state, inspected.error)

@@ -68,6 +68,11 @@ def _prepare(
         "VAULT_NAMESPACE": None,
         "VAULT_CACERT": None,
         "VAULT_SKIP_VERIFY": False,
+        "VAULT_CLIENT_CERT": None,
+        "VAULT_CLIENT_KEY": None,
+        "VAULT_PROXY": None,
+        "VAULT_ROTATE_AUTH": None,
+        "VAULT_BOOTSTRAP_CACHE": None,
         "VAULT_BACKUP_DIR": str(folder / "backups"),
         "VAULT_BACKUP_KEYS": [new_key()],
     }

@@ -87,7 +87,8 @@ class FlaskVault:
     def __repr__(self) -> str:
         if has_app_context():
             with contextlib.suppress(RuntimeError):
-                return f"<{type(self).__name__} {get_vault_client().settings.address}>"
+                addresses = get_vault_client().settings.addresses
+                return f"<{type(self).__name__} {' or '.join(addresses)}>"
 
         return f"<{type(self).__name__}>"
 

@@ -29,6 +29,11 @@ MODE: contextvars.ContextVar[Mode | None] = contextvars.ContextVar(
     "flask_vault_mode", default=None
 )
 
+#: Whether the command writes, and logs in with ``VAULT_ROTATE_AUTH``.
+WRITES: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "flask_vault_writes", default=False
+)
+
 _EXIT_CODES: t.Final[tuple[tuple[type[VaultError], int], ...]] = (
     (VaultConfigError, 2),
     (AlreadyRotatedError, 3),
@@ -54,14 +59,15 @@ def exit_code_of(error: VaultError) -> int:
 
 
 @contextlib.contextmanager
-def loading(mode: Mode) -> cabc.Iterator[None]:
+def loading(mode: Mode, *, writes: bool = False) -> cabc.Iterator[None]:
     """Have apps that are made inside loaded as a ``flask vault`` command needs."""
-    token = MODE.set(mode)
+    tokens = MODE.set(mode), WRITES.set(writes)
 
     try:
         yield
     finally:
-        MODE.reset(token)
+        MODE.reset(tokens[0])
+        WRITES.reset(tokens[1])
 
 
 def is_only_asked_for_help() -> bool:

@@ -13,6 +13,7 @@ from .entries import parse_entries
 from .errors import VaultError
 from .errors import without_frames
 from .invocation import MODE
+from .invocation import WRITES
 from .settings import ENVIRONMENT
 from .settings import Settings
 from .state import AppState
@@ -48,7 +49,7 @@ def new_state(app: Flask) -> AppState:
         settings = dataclasses.replace(settings, backup_dir=directory)
 
     if mode is not None:
-        settings = _as_operator(settings)
+        settings = _as_operator(settings, WRITES.get())
 
     state = AppState(app, settings, parse_entries(app.config.get("VAULT_SECRETS")))
 
@@ -58,7 +59,8 @@ def new_state(app: Flask) -> AppState:
     _warn(app, state)
 
     try:
-        state.load()
+        # A person who runs a command reads the error and runs it again.
+        state.load(state.settings.startup_timeout if mode is None else 0.0)
     except VaultError as error:
         if mode is None:
             raise
@@ -83,12 +85,16 @@ def _warn(app: Flask, state: AppState) -> None:
         )
 
 
-def _as_operator(settings: Settings) -> Settings:
-    """A person's token from the environment goes before the app's own login."""
+def _as_operator(settings: Settings, writes: bool) -> Settings:
+    """Who a ``flask vault`` command is: the person whose token is in the environment,
+    or whoever may write, or the app itself."""
     for name in ENVIRONMENT["VAULT_TOKEN"]:
         token = os.environ.get(name, "").strip()
 
         if token:
             return dataclasses.replace(settings, token=token, auth=None)
+
+    if writes and settings.rotate_auth is not None:
+        return dataclasses.replace(settings, auth=settings.rotate_auth)
 
     return settings

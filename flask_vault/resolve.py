@@ -23,7 +23,7 @@ from .vault.kv import Document
 
 _log = logging.getLogger("flask_vault")
 
-Source = t.Literal["vault", "env", "default", "unset"]
+Source = t.Literal["vault", "cache", "env", "default", "unset"]
 
 #: The worst first: what is raised when several entries fail for several reasons.
 _GRAVITY: t.Final = (
@@ -76,7 +76,7 @@ def resolve_entry(
     except VaultError as error:
         return _fall_back(entry, error, environ)
 
-    return Outcome(entry, "vault", value, found.version, found.created)
+    return Outcome(entry, found.origin, value, found.version, found.created)
 
 
 def _fall_back(

@@ -143,6 +143,10 @@ class Store:
         """Hold a document that this process has just written."""
         self._hold(location, document, self._clock())
 
+    def put_stale(self, location: Location, document: Document) -> None:
+        """Hold a document that serves until it can be read."""
+        self._hold(location, document, self._clock() - self._ttl)
+
     def clear(self) -> None:
         """Forget every document, the stale ones too."""
         with self._sync.get().lock:

@@ -11,8 +11,6 @@ from ..errors import AlreadyRotatedError
 from ..errors import CheckAndSetError
 from ..errors import RotationError
 from ..errors import SecretFieldError
-from ..errors import VaultConnectionError
-from ..errors import VaultError
 from ..vault.kv import Document
 from ..vault.kv import KV
 from ..vault.kv import Location
@@ -159,7 +157,7 @@ class Runner:
             backup = self._back_up(operation, label, before, after, tuple(new))
 
             try:
-                document = self._write(location, before, after)
+                version = self._kv.write(location, after, before.version)
             except CheckAndSetError:
                 latest = self._kv.read(location)
 
@@ -174,6 +172,7 @@ class Runner:
                 before = latest
                 continue
 
+            document = Document(location.path, after, version, self._kv.now())
             return Rotated(
                 operation, location, label, tuple(new), document, before.version, backup
             )
@@ -207,29 +206,3 @@ class Runner:
             kv_version=1 if before.version is None else 2,
         )
         return backup.name
-
-    def _write(
-        self, location: Location, before: Document, after: cabc.Mapping[str, t.Any]
-    ) -> Document:
-        try:
-            version = self._kv.write(location, after, before.version)
-        except VaultConnectionError as error:
-            # The answer was lost, and the write may have been done. Only a read tells.
-            written = self._read_back(location, before, after)
-
-            if written is None:
-                raise error
-
-            return written
-
-        return Document(location.path, after, version, self._kv.now())
-
-    def _read_back(
-        self, location: Location, before: Document, after: cabc.Mapping[str, t.Any]
-    ) -> Document | None:
-        try:
-            now = self._kv.read(location)
-        except VaultError:
-            return None
-
-        return now if now.data == after and now.version != before.version else None

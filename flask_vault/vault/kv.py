@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import datetime
 import re
@@ -57,6 +58,8 @@ class Document:
     version: int | None = None
     #: When this version was made, by the server's clock; ``None`` on KV v1.
     created: datetime.datetime | None = None
+    #: ``cache`` when it comes from the file of an earlier start.
+    origin: t.Literal["vault", "cache"] = "vault"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,30 +136,52 @@ class KV:
             return None
 
         try:
-            answer = self._transport.call(
-                lambda client: client.secrets.kv.v2.create_or_update_secret(
-                    path, dict(data), cas=cas, mount_point=mount.name
-                )
-            )
-        except VaultPermissionError as error:
-            failure: VaultError = _denied(
-                error, location, f"{mount.name}/data/{path}", "create, update"
-            )
-        except VaultResponseError as error:
-            failure = error
+            return self._write_v2(mount, path, data, cas)
+        except VaultUnavailableError as error:
+            if not error.maybe_done:
+                raise
 
-            if any("check-and-set" in said for said in error.errors):
-                failure = CheckAndSetError(
-                    f"The document {location.path!r} is not at version {cas} any more:"
-                    " somebody else wrote it. Read it again and decide anew.",
-                    status=error.status,
-                    path=location.path,
-                    errors=error.errors,
-                )
-        else:
-            return int(t.cast("dict[str, t.Any]", answer)["data"]["version"])
+            failure: VaultError = error
+        except VaultPermissionError as error:
+            raise _denied(
+                error, location, f"{mount.name}/data/{path}", "create, update"
+            ) from None
+        except VaultResponseError as error:
+            raise _lost_race(error, location, cas) from None
+
+        # The answer was lost. Only a read tells whether the write was done, and
+        # check-and-set makes it harmless to send it again when it was not.
+        written = self._read_back(location)
+
+        if written is not None and written.version != cas and written.data == data:
+            return written.version
+
+        if written is not None and (written.version or 0) == cas:
+            with contextlib.suppress(VaultError):
+                return self._write_v2(mount, path, data, cas)
 
         raise failure
+
+    def _write_v2(
+        self,
+        mount: Mount,
+        path: str,
+        data: cabc.Mapping[str, t.Any],
+        cas: int | None,
+    ) -> int:
+        answer = self._transport.call(
+            lambda client: client.secrets.kv.v2.create_or_update_secret(
+                path, dict(data), cas=cas, mount_point=mount.name
+            ),
+            repeatable=False,
+        )
+        return int(t.cast("dict[str, t.Any]", answer)["data"]["version"])
+
+    def _read_back(self, location: Location) -> Document | None:
+        try:
+            return self.newest(location)
+        except VaultError:
+            return None
 
     def now(self) -> datetime.datetime:
         """The server's time."""
@@ -335,7 +360,7 @@ class KV:
             return client.write_data(quote(f"{mount.name}/{path}"), data=dict(data))
 
         try:
-            self._transport.call(write)
+            self._transport.call(write, repeatable=False)
         except VaultPermissionError as error:
             failure = _denied(error, location, f"{mount.name}/{path}", "create, update")
         else:
@@ -434,6 +459,21 @@ def _missing(
         f"There is no document at {location.path!r}: check VAULT_MOUNT, VAULT_PREFIX"
         f" and the reference, or make it with 'flask vault init'.{hint}",
         **what,
+    )
+
+
+def _lost_race(
+    error: VaultResponseError, location: Location, cas: int | None
+) -> VaultError:
+    if not any("check-and-set" in said for said in error.errors):
+        return error
+
+    return CheckAndSetError(
+        f"The document {location.path!r} is not at version {cas} any more: somebody"
+        " else wrote it. Read it again and decide anew.",
+        status=error.status,
+        path=location.path,
+        errors=error.errors,
     )
 
 
