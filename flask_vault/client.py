@@ -547,6 +547,7 @@ class VaultClient:
             )
 
 
+@functools.lru_cache(1024)
 def _reference(path: str, field: str | None) -> Reference:
     reference = Reference.parse(path)
 

@@ -1,4 +1,4 @@
-"""Runs all benchmarks and prints one table. Takes about a minute."""
+"""Runs all benchmarks and prints one table. Takes about half a minute."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .machine import facts
 from .servers import BenchServer
 from .table import format_table
 from .table import Section
+from .table import verdict
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     sections.append(command_line.measure())
     _report(sections[-1])
     print(facts(), format_table(sections), sep="\n\n")
-    print(f"\nTook {time.perf_counter() - began:.0f} seconds.")
+    print(f"\n{verdict(sections)}, in {time.perf_counter() - began:.0f} seconds.")
 
 
 def _forget_the_shell() -> None:

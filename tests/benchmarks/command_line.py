@@ -80,8 +80,8 @@ def measure() -> Section:
         )
 
     return Section(
-        "flask --help, against the same environment and app without Flask-Vault"
-        f" (median of {ROUNDS} pairs)",
+        "flask --help vs the same in an environment without Flask-Vault"
+        f"\n(whole processes; median of {ROUNDS} pairs)",
         [
             row("installed, and the app uses it", "used", BUDGET),
             row("installed, and the app does not use it", "installed", None),

@@ -12,7 +12,7 @@ _HEADINGS = ("", "ours", "peer", "compared", "budget", "")
 class Row:
     """One comparison.
 
-    :param compared: of ours with the peer's, such as ``0.25 x``.
+    :param compared: of ours with the peer's, such as ``0.250 x``.
     :param held: whether the budget is, where there is one.
     """
 
@@ -25,10 +25,9 @@ class Row:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        verdict = {None: "", True: "ok", False: "over"}[self.held]
-        return (
-            f"  {self.what}", self.ours, self.peer, self.compared, self.budget, verdict
-        )  # fmt: skip
+        held = {None: "", True: "ok", False: "over"}[self.held]
+        figures = (self.ours, self.peer, self.compared, self.budget)
+        return (f"  {self.what}", *figures, held)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +41,21 @@ class Section:
     rows: cabc.Sequence[Row]
 
 
-def times(what: str, ours: float, peer: float, ratio: float, budget: float) -> Row:
-    """A row of two durations whose ratio must not exceed a budget.
+def times(
+    what: str, ours: float, peer: float, ratio: float, budget: float | None = None
+) -> Row:
+    """A row of two durations, whose ratio must not exceed a budget if there is one.
 
     :param ours: seconds.
     :param peer: seconds.
-    :param budget: infinity for none.
     """
-    has_budget = budget != float("inf")
     return Row(
         what,
         duration(ours),
         duration(peer),
-        f"{ratio:.2f} x",
-        f"<= {budget:.2f} x" if has_budget else "",
-        ratio <= budget if has_budget else None,
+        f"{ratio:.{3 if ratio > 0.01 else 5}f} x",
+        "" if budget is None else f"<= {budget:.3f} x",
+        None if budget is None else ratio <= budget,
     )
 
 
@@ -66,12 +65,20 @@ def at_most(what: str, count: int, budget: int) -> Row:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people, in the unit that leaves a number from 1 to 9999."""
-    for unit, name in ((1e-9, "ns"), (1e-6, "us")):
-        if abs(seconds) < 10_000 * unit and abs(seconds) < unit * 1_000 * 2:
-            return f"{seconds / unit:.0f} {name}"
+    """Seconds for people."""
+    if abs(seconds) < 10e-6:
+        return f"{seconds * 1e9:.0f} ns"
+
+    if abs(seconds) < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
 
     return f"{seconds * 1e3:.2f} ms"
+
+
+def verdict(sections: cabc.Iterable[Section]) -> str:
+    """How many of the budgets are held."""
+    held = [row.held for section in sections for row in section.rows if row.budget]
+    return f"{held.count(True)} of {len(held)} budgets held"
 
 
 def format_table(sections: cabc.Sequence[Section]) -> str:
