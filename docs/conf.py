@@ -48,6 +48,20 @@ intersphinx_mapping = {
     "python": ("https://docs.python.org/3/", "_inv/python.inv"),
 }
 
+# Public signatures name them, and they are not public.
+nitpick_ignore = [
+    ("py:class", "Pin"),
+    ("py:class", "flask_vault.client.Pin"),
+    ("py:class", "flask_vault.entries.Entry"),
+    ("py:class", "flask_vault.settings.Settings"),
+    ("py:class", "flask_vault.testing.proxy.P"),
+    ("py:class", "flask_vault.testing.server.D"),
+    ("py:class", "flask_vault.vault.kv.Document"),
+    ("py:class", "flask_vault.vault.kv.Location"),
+    # It has no inventory.
+    ("py:class", "hvac.Client"),
+]
+
 # Where a class is defined, and where its own documentation says that it is. Annotations
 # come as the first, inventories know the second.
 documented_as = {

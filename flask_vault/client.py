@@ -305,7 +305,7 @@ class VaultClient:
         *,
         replace: bool = False,
     ) -> int | None:
-        """Write fields of a document, always by check-and-set.
+        """Write fields of a document, by check-and-set where there is KV v2.
 
         Other processes learn of it when they ask Vault the next time.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import json
 import os
 import pathlib
@@ -47,10 +48,37 @@ def run_dev(info: ScriptInfo, command: tuple[str, ...], seeds: object = None) ->
             " name the command to run, as in 'flask vault dev -- COMMAND'."
         )
 
-    with tempfile.TemporaryDirectory(prefix="flask-vault-dev-") as folder:
-        with DevServer() as server:
-            environ = _prepare(pathlib.Path(folder), server, info, seeds)
-            return _run(command or _flask_run(), environ)
+    with (
+        _ended_by_a_signal(),
+        tempfile.TemporaryDirectory(prefix="flask-vault-dev-") as folder,
+        DevServer() as server,
+    ):
+        environ = _prepare(pathlib.Path(folder), server, info, seeds)
+        return _run(command or _flask_run(), environ)
+
+
+@contextlib.contextmanager
+def _ended_by_a_signal() -> cabc.Iterator[None]:
+    """Have SIGTERM and SIGHUP end this process by way of its clean-up."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    with _handlers({signal.SIGTERM: end, signal.SIGHUP: end}):
+        yield
+
+
+@contextlib.contextmanager
+def _handlers(
+    handlers: cabc.Mapping[signal.Signals, t.Any],
+) -> cabc.Iterator[None]:
+    previous = {number: signal.signal(number, h) for number, h in handlers.items()}
+
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _flask_run() -> tuple[str, ...]:
@@ -114,9 +142,10 @@ def _prepare(
         f"    . {shlex.quote(str(script))}\n"
     )
     sys.stdout.flush()
+    # The operator's token is not for the app, nor for its process.
     return {
         **environ,
-        **ours,
+        "VAULT_ADDR": server.address,
         "VAULT_ROLE_ID": role_id,
         "VAULT_SECRET_ID": secret_id,
         "_FLASK_VAULT_DEV_ENV": str(script),
@@ -201,27 +230,40 @@ def _write_private(path: pathlib.Path, text: str) -> None:
 
 def _run(command: tuple[str, ...], environ: dict[str, str]) -> int:
     """Run a command to its end. Ctrl-C reaches it too, as it shares our terminal."""
-    try:
-        child = subprocess.Popen(command, env=environ)  # noqa: S603 - the user's own
-    except OSError as error:
-        raise VaultConfigError(
-            f"The command {command[0]!r} cannot be run ({error.strerror}): check its"
-            " name and PATH."
-        ) from None
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
-        child.send_signal(number)
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
 
-    previous = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
-        signal.SIGHUP: signal.signal(signal.SIGHUP, pass_on),
-    }
+    with _handlers(
+        {
+            signal.SIGINT: signal.SIG_IGN,
+            signal.SIGTERM: pass_on,
+            signal.SIGHUP: pass_on,
+        }
+    ):
+        try:
+            # An ignored signal would stay ignored in the child.
+            child = subprocess.Popen(  # noqa: S603 - the user's own command
+                command, env=environ, preexec_fn=_heed_interrupts
+            )
+        except OSError as error:
+            raise VaultConfigError(
+                f"The command {command[0]!r} cannot be run ({error.strerror}): check"
+                " its name and PATH."
+            ) from None
 
-    try:
+        for number in early:
+            child.send_signal(number)
+
         code = child.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
     return code if code >= 0 else 128 - code
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -27,7 +27,9 @@ def new_blueprint(state: AppState) -> Blueprint:
     """
     settings = state.settings
     blueprint = Blueprint(
-        settings.health_blueprint, __name__, url_prefix=settings.health_url_prefix
+        settings.health_blueprint,
+        __name__,
+        url_prefix=settings.health_url_prefix or None,
     )
 
     @blueprint.get("/health")

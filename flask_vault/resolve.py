@@ -73,10 +73,20 @@ def resolve_entry(
             raise found
 
         value = resolve(entry, found.data, found.path)
+        _check_key(entry.key, value)
     except VaultError as error:
         return _fall_back(entry, error, environ)
 
     return Outcome(entry, found.origin, value, found.version, found.created)
+
+
+def _check_key(key: str, value: t.Any) -> None:
+    """Flask takes a text for a list of keys of one letter, which anybody guesses."""
+    if key == "SECRET_KEY_FALLBACKS" and not isinstance(value, list | tuple):
+        raise SecretValueError(
+            "SECRET_KEY_FALLBACKS must be a list: store a JSON list, and add 'cast':"
+            " 'json' to the entry."
+        )
 
 
 def _fall_back(
@@ -99,13 +109,16 @@ def _fall_back(
             )
             return dataclasses.replace(served, error=error)
 
+    if isinstance(error, VaultLoginError):
+        return Outcome(entry, "unset", error=error, fatal=True)
+
     if entry.secret.default is not MISSING and (lenient or not entry.secret.required):
         _log.warning(
             "%s has its default, since Vault did not give it: %s", entry.key, error
         )
         return Outcome(entry, "default", entry.secret.default, error=error)
 
-    if entry.secret.required or isinstance(error, VaultLoginError):
+    if entry.secret.required:
         return Outcome(entry, "unset", error=error, fatal=True)
 
     _log.warning("%s is not set, since Vault did not give it: %s", entry.key, error)

@@ -86,7 +86,7 @@ class Settings:
             environment's name where the config has none.
         :raises VaultConfigError: for the first key that is wrong.
         """
-        read = _Reader({**config, **_dev_overrides(environ)}, environ)
+        read = _Reader(config, environ, _dev_overrides(environ))
         _check_names(config)
         enabled = read.flag("VAULT_ENABLED", True)
         settings = cls(
@@ -122,7 +122,7 @@ class Settings:
             health_token=read.text("VAULT_HEALTH_TOKEN"),
         )
         settings = dataclasses.replace(
-            settings, prefix=_prefix(read, settings.environment)
+            settings, prefix=_prefix(read, settings.environment, enabled)
         )
 
         if settings.health_details == "token" and not settings.health_token:
@@ -201,12 +201,19 @@ class _Reader:
     """Reads one key at a time; Flask may have made a number or a bool of any text."""
 
     def __init__(
-        self, config: cabc.Mapping[str, t.Any], environ: cabc.Mapping[str, str]
+        self,
+        config: cabc.Mapping[str, t.Any],
+        environ: cabc.Mapping[str, str],
+        overrides: cabc.Mapping[str, t.Any],
     ) -> None:
         self._config = config
         self._environ = environ
+        self._overrides = overrides
 
     def raw(self, key: str) -> t.Any:
+        if key in self._overrides:
+            return self._overrides[key]
+
         value = self._config.get(key)
 
         if value is not None:
@@ -347,12 +354,12 @@ class _Reader:
         return value
 
     def url_prefix(self, key: str, default: str) -> str:
-        value = (self.text(key) or default).rstrip("/")
+        value = self.text(key) or default
 
         if not value.startswith("/"):
             raise VaultConfigError(f"{key} begins with a slash, such as '/vault'.")
 
-        return value
+        return value.rstrip("/")
 
 
 def _check_address(key: str, value: str) -> str:
@@ -385,8 +392,12 @@ def _check_address(key: str, value: str) -> str:
     return value.rstrip("/").removesuffix("/v1")
 
 
-def _prefix(read: _Reader, environment: str | None) -> str:
+def _prefix(read: _Reader, environment: str | None, enabled: bool) -> str:
     prefix = (read.text("VAULT_PREFIX") or "").strip("/")
+
+    # Nothing is read below it, so an image can be built for any environment.
+    if not enabled:
+        return prefix
 
     if "{environment}" in prefix:
         if environment is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import concurrent.futures
+import copy
 import dataclasses
 import logging
 import threading
 import time
 import typing as t
 
-from .errors import SecretNotFoundError
 from .errors import VaultError
 from .vault.kv import Document
 from .vault.kv import KV
@@ -188,8 +188,8 @@ class Store:
     def _failed(self, location: Location, error: VaultError) -> _Failure:
         failure = _Failure(error, self._clock() + RETRY_PAUSE)
 
-        # Nobody waits for the value of a path that was asked for once and is not there.
-        if location in self.snapshot or not isinstance(error, SecretNotFoundError):
+        # Without a document there is nothing that could be stale.
+        if location in self.snapshot:
             self._failures[location] = failure
 
         return failure
@@ -198,7 +198,8 @@ class Store:
         age = self._clock() - held.since
 
         if age >= self._ttl + self._max_stale:
-            raise error
+            # Each thread gets one of its own: a raise writes to it.
+            raise copy.copy(error)
 
         _log.warning(
             "The document %r is served %d seconds old, since a new read failed: %s",

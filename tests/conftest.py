@@ -15,7 +15,10 @@ from flask.globals import request_ctx
 def _reset_os_environ(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing that the developer's shell says reach a test."""
     for name in list(os.environ):
-        if name.startswith(("VAULT_", "BAO_", "FLASK_")):
+        if name == "FLASK_VAULT_SERVER_BINARY":
+            continue
+
+        if name.startswith(("VAULT_", "BAO_", "FLASK_", "_FLASK_VAULT")):
             monkeypatch.delenv(name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import typing as t
+from http.client import HTTPException
 
 import hvac.adapters
 import requests
@@ -187,7 +188,7 @@ class VaultAdapter(_Adapter):
             )
             # Read here: it may break off.
             _ = response.content
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, HTTPException, OSError, ValueError) as error:
             # Returned, not raised: an exception that is raised here has a context, and
             # that has the token in its frames.
             return no_answer(error, address), ""

@@ -34,7 +34,7 @@ def json_object(response: requests.Response) -> Json | None:
 
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
     return body if isinstance(body, dict) else None

@@ -6,6 +6,7 @@ import collections.abc as cabc
 import contextlib
 import dataclasses
 import datetime
+import json
 import re
 import time
 import typing as t
@@ -129,6 +130,7 @@ class KV:
         :return: the new version; ``None`` on KV v1.
         :raises CheckAndSetError: when another version is there.
         """
+        _check_json(location, data)
         mount, path = self._split(location)
 
         if mount.version == 1:
@@ -175,7 +177,16 @@ class KV:
             ),
             repeatable=False,
         )
-        return int(t.cast("dict[str, t.Any]", answer)["data"]["version"])
+        written = t.cast("dict[str, t.Any]", answer).get("data")
+        version = written.get("version") if isinstance(written, dict) else None
+
+        if not isinstance(version, int):
+            raise VaultResponseError(
+                f"The answer to the write of {path!r} names no version: check that"
+                " VAULT_ADDR is Vault's address."
+            )
+
+        return version
 
     def _read_back(self, location: Location) -> Document | None:
         try:
@@ -210,7 +221,13 @@ class KV:
         except VaultPermissionError as error:
             failure = _denied(error, location, route, "list")
         else:
-            return list(t.cast("dict[str, t.Any]", answer)["data"]["keys"])
+            data = t.cast("dict[str, t.Any]", answer).get("data")
+            names = data.get("keys") if isinstance(data, dict) else None
+
+            if not isinstance(names, list):
+                raise _not_a_document(location)
+
+            return [str(name) for name in names]
 
         raise failure
 
@@ -361,6 +378,13 @@ class KV:
 
         try:
             self._transport.call(write, repeatable=False)
+        except VaultUnavailableError as error:
+            found = self._read_back(location) if error.maybe_done else None
+
+            if found is None or found.data != data:
+                raise
+
+            return
         except VaultPermissionError as error:
             failure = _denied(error, location, f"{mount.name}/{path}", "create, update")
         else:
@@ -377,7 +401,12 @@ def _document_v2(answer: dict[str, t.Any], location: Location) -> Document:
     if not isinstance(data, dict) or not isinstance(metadata, dict):
         raise _not_a_document(location)
 
-    return Document(location.path, data, int(metadata["version"]), parse_time(metadata))
+    version = metadata.get("version")
+
+    if not isinstance(version, int):
+        raise _not_a_document(location)
+
+    return Document(location.path, data, version, parse_time(metadata))
 
 
 def _not_a_document(location: Location) -> VaultResponseError:
@@ -459,6 +488,22 @@ def _missing(
         f"There is no document at {location.path!r}: check VAULT_MOUNT, VAULT_PREFIX"
         f" and the reference, or make it with 'flask vault init'.{hint}",
         **what,
+    )
+
+
+def _check_json(location: Location, data: cabc.Mapping[str, t.Any]) -> None:
+    try:
+        json.dumps(dict(data), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        # Its text holds the value.
+        kind = type(error).__name__
+    else:
+        return
+
+    raise VaultConfigError(
+        f"What is to be written to {location.path!r} cannot be expressed in JSON"
+        f" ({kind}): use texts, numbers, lists and mappings.",
+        path=location.path,
     )
 
 

@@ -1,0 +1,588 @@
+"""The example app on a real server, and ``make demo`` as its user meets it."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import http.cookiejar
+import json
+import os
+import pathlib
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from example_app import create_app
+from example_app import db
+from flask_vault.errors import VaultPermissionError
+from flask_vault.rotation.backup import BackupStore
+from flask_vault.rotation.envelope import new_key
+from flask_vault.testing import DevServer
+from flask_vault.testing import FaultProxy
+from flask_vault.testing.plugin import VaultMount
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLASK = pathlib.Path(sys.executable).with_name("flask")
+
+FLASK_PATH = "example/test/flask"
+NOTES_PATH = "example/test/notes"
+LOGIN = {"name": "demo", "password": "demo"}
+
+MakeApp = cabc.Callable[..., Flask]
+
+
+def wait_until(condition: cabc.Callable[[], bool], timeout: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout
+
+    while not condition():
+        assert time.monotonic() < deadline, "It did not happen in time."
+        time.sleep(0.02)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def make_app(
+    vault_server: DevServer, vault_mount: VaultMount, tmp_path: pathlib.Path
+) -> MakeApp:
+    """Makes the app as it runs: behind an AppRole that may read two documents."""
+    vault_mount.write(FLASK_PATH, {"secret_key": "a-session-key"})
+    vault_mount.write(NOTES_PATH, {"api_key": "an-api-key"})
+    policy = "\n".join(
+        f'path "{vault_mount.name}/data/{path}" {{ capabilities = ["read"] }}'
+        for path in (FLASK_PATH, NOTES_PATH)
+    )
+    role_id, secret_id = vault_server.create_approle(vault_mount.name, policy)
+
+    def make(**config: object) -> Flask:
+        return create_app(
+            {
+                "DATABASE": str(tmp_path / "data" / "notes.sqlite3"),
+                "VAULT_ADDR": vault_mount.address,
+                "VAULT_AUTH": {
+                    "method": "approle",
+                    "role_id": role_id,
+                    "secret_id": secret_id,
+                },
+                "VAULT_ENVIRONMENT": "test",
+                "VAULT_MOUNT": vault_mount.name,
+                **config,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def app(make_app: MakeApp) -> Flask:
+    return make_app()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+# The app.
+
+
+def test_both_secrets_come_from_vault(app: Flask) -> None:
+    assert app.config["SECRET_KEY"] == "a-session-key"
+    assert app.config["NOTES_API_KEY"] == "an-api-key"
+
+
+def test_the_app_can_read_its_secrets_and_not_write_them(app: Flask) -> None:
+    with app.app_context(), pytest.raises(VaultPermissionError):
+        app.extensions["vault"].client.set_secret("flask", {"secret_key": "mine"})
+
+
+def test_making_the_app_touches_no_file(app: Flask, tmp_path: pathlib.Path) -> None:
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/", "/notes", "/notes/1/delete", "/logout"])
+def test_nobody_gets_in_without_a_login(
+    client: FlaskClient, method: str, path: str
+) -> None:
+    response = client.open(path, method=method)
+
+    if response.status_code != 405:
+        assert response.location == "/login"
+
+    assert "Set-Cookie" not in response.headers
+
+
+@pytest.mark.parametrize("name", ["demo", "nobody", ""])
+@pytest.mark.parametrize("password", ["wrong", ""])
+def test_a_wrong_login_is_refused(
+    client: FlaskClient, name: str, password: str
+) -> None:
+    response = client.post("/login", data={"name": name, "password": password})
+    assert response.status_code == 401
+    assert "no such name with this password" in response.text
+    assert "Set-Cookie" not in response.headers
+
+
+def test_a_user_logs_in_keeps_a_note_deletes_it_and_logs_out(
+    client: FlaskClient,
+) -> None:
+    assert client.post("/login", data=LOGIN).location == "/"
+    assert "no notes yet" in client.get("/").text
+
+    text = "<b>milk</b> & bread"
+    page = client.post("/notes", data={"text": text}, follow_redirects=True).text
+    assert "&lt;b&gt;milk&lt;/b&gt; &amp; bread" in page
+    assert "demo," in page
+
+    page = client.post("/notes/1/delete", follow_redirects=True).text
+    assert "no notes yet" in page
+
+    client.post("/logout")
+    assert client.get("/").location == "/login"
+
+
+@pytest.mark.parametrize("text", ["", "  ", "x" * (db.MAX_LENGTH + 1)])
+def test_a_note_that_is_empty_or_too_long_is_refused(
+    client: FlaskClient, text: str
+) -> None:
+    client.post("/login", data=LOGIN)
+    assert client.post("/notes", data={"text": text}).status_code == 400
+    response = client.post(
+        "/api/notes", json={"text": text}, headers=bearer("an-api-key")
+    )
+    assert response.status_code == 400
+
+
+def test_the_session_is_signed_with_the_key_from_vault(make_app: MakeApp) -> None:
+    client = make_app().test_client()
+    client.post("/login", data=LOGIN)
+    cookie = client.get_cookie("session")
+    assert cookie is not None
+
+    other = make_app().test_client()
+    other.set_cookie("session", cookie.value)
+    assert other.get("/").status_code == 200
+
+
+# Its API.
+
+
+def test_the_api_serves_who_has_the_key(client: FlaskClient) -> None:
+    added = client.post(
+        "/api/notes", json={"text": " milk "}, headers=bearer("an-api-key")
+    )
+    assert added.status_code == 201
+    assert added.json is not None
+    assert added.json["text"] == "milk"
+    assert added.json["author"] == "api"
+
+    listed = client.get("/api/notes", headers=bearer("an-api-key"))
+    assert listed.json == {"notes": [added.json]}
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        "Bearer an-api-key2",
+        "Bearer Schlüssel",
+        "Token an-api-key",
+        "Basic ZGVtbzpkZW1v",
+        "an-api-key",
+    ],
+)
+def test_the_api_refuses_everybody_else(
+    client: FlaskClient, authorization: str | None
+) -> None:
+    headers = {} if authorization is None else {"Authorization": authorization}
+    response = client.get("/api/notes", headers=headers)
+    assert response.status_code == 401
+    assert response.is_json
+    assert response.headers["WWW-Authenticate"].strip() == "Bearer"
+    assert "an-api-key" not in response.text
+
+
+def test_a_session_is_no_key_to_the_api(client: FlaskClient) -> None:
+    client.post("/login", data=LOGIN)
+    assert client.get("/api/notes").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b"{}", "application/json", 400),
+        (b'{"text": 1}', "application/json", 400),
+        (b"text=milk", "application/x-www-form-urlencoded", 415),
+    ],
+)
+def test_the_api_says_in_json_what_is_wrong(
+    client: FlaskClient, body: bytes, content_type: str, status: int
+) -> None:
+    response = client.post(
+        "/api/notes",
+        data=body,
+        content_type=content_type,
+        headers=bearer("an-api-key"),
+    )
+    assert response.status_code == status
+    assert response.json is not None
+    assert response.json["error"]
+
+
+def test_a_rotated_api_key_is_in_use_without_a_restart(
+    make_app: MakeApp, vault_mount: VaultMount
+) -> None:
+    client = make_app(VAULT_CACHE_TTL=0.05).test_client()
+    assert client.get("/api/notes", headers=bearer("an-api-key")).status_code == 200
+
+    vault_mount.write(NOTES_PATH, {"api_key": "another-key"})
+    new = bearer("another-key")
+    wait_until(lambda: client.get("/api/notes", headers=new).status_code == 200)
+    assert client.get("/api/notes", headers=bearer("an-api-key")).status_code == 401
+
+
+def test_the_api_goes_on_while_vault_is_down(
+    make_app: MakeApp, vault_proxy: FaultProxy
+) -> None:
+    client = make_app(VAULT_ADDR=vault_proxy.address, VAULT_CACHE_TTL=0).test_client()
+    vault_proxy.cut()
+    assert client.get("/api/notes", headers=bearer("an-api-key")).status_code == 200
+    assert client.get("/api/notes", headers=bearer("wrong")).status_code == 401
+    response = client.get("/vault/health")
+    assert (response.status_code, response.json) == (200, {"status": "warn"})
+
+
+def test_when_vault_is_down_for_too_long_the_api_says_no_more_than_that(
+    make_app: MakeApp, vault_proxy: FaultProxy
+) -> None:
+    client = make_app(
+        VAULT_ADDR=vault_proxy.address, VAULT_CACHE_TTL=0, VAULT_MAX_STALE=0
+    ).test_client()
+    vault_proxy.cut()
+    response = client.get("/api/notes", headers=bearer("an-api-key"))
+    assert response.status_code == 503
+    assert response.json == {
+        "error": "The API key cannot be checked now. Try again later."
+    }
+
+
+def test_the_health_shows_no_details_unless_it_is_asked_to(make_app: MakeApp) -> None:
+    response = make_app().test_client().get("/vault/health")
+    assert (response.status_code, response.json) == (200, {"status": "pass"})
+
+    app = make_app(VAULT_HEALTH_DETAILS="always")
+    response = app.test_client().get("/vault/health")
+    assert response.json is not None
+    secrets = response.json["secrets"]
+    assert {key: secret["source"] for key, secret in secrets.items()} == {
+        "SECRET_KEY": "vault",
+        "NOTES_API_KEY": "vault",
+    }
+    assert "a-session-key" not in response.text
+    assert "an-api-key" not in response.text
+
+
+def test_it_runs_without_vault_on_the_environment(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_KEY", "made-up")
+    monkeypatch.setenv("NOTES_API_KEY", "made-up-too")
+    client = make_app(VAULT_ENABLED=False, VAULT_ADDR=None).test_client()
+    assert client.post("/login", data=LOGIN).location == "/"
+    assert client.get("/api/notes", headers=bearer("made-up-too")).status_code == 200
+    assert client.get("/api/notes", headers=bearer("")).status_code == 401
+
+
+# A rotation that dies.
+
+
+def test_a_rotation_killed_between_backup_and_write_loses_nothing(
+    vault_mount: VaultMount, vault_proxy: FaultProxy, tmp_path: pathlib.Path
+) -> None:
+    before = {"secret_key": "the-old-key", "kept": "as it is"}
+    vault_mount.write(FLASK_PATH, before)
+    vault_mount.write(NOTES_PATH, {"api_key": "an-api-key"})
+    backups, key = tmp_path / "backups", new_key()
+    environ = {
+        **os.environ,
+        "VAULT_ADDR": vault_proxy.address,
+        "VAULT_TOKEN": vault_mount.token,
+        "VAULT_ENVIRONMENT": "test",
+        "FLASK_VAULT_MOUNT": vault_mount.name,
+        "FLASK_VAULT_BACKUP_DIR": str(backups),
+        "FLASK_VAULT_BACKUP_KEYS": key,
+    }
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [FLASK, "--app", ROOT / "example_app", "vault", "rotate", *arguments],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(*arguments: str) -> str:
+        process = start(*arguments)
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, output
+        return output
+
+    vault_proxy.hang(lambda request: request.method in {"POST", "PUT"})
+
+    with start("--secret", "SECRET_KEY") as process:
+        wait_until(lambda: any(r.fault == "hang" for r in vault_proxy.requests))
+        process.kill()
+
+    vault_proxy.heal()
+    (hanging,) = (r for r in vault_proxy.requests if r.fault == "hang")
+    assert hanging.path == f"/v1/{vault_mount.name}/data/{FLASK_PATH}"
+    assert process.returncode == -signal.SIGKILL
+    assert vault_mount.read(FLASK_PATH) == before
+
+    store = BackupStore(backups, [key])
+    (info,) = store.list(verify=True)
+    assert (info.problem, info.verified) == (None, True)
+    assert info.name in run("--list-backups")
+    assert store.read(info.name).before == before
+
+    assert "done." in run("--secret", "SECRET_KEY")
+    after = vault_mount.read(FLASK_PATH)
+    assert after["secret_key"] != before["secret_key"]
+    assert after["kept"] == before["kept"]
+    # The run that was killed had made a value that nobody has used.
+    assert after != store.read(info.name).after
+
+    assert "restored" in run("--restore", info.name)
+    assert vault_mount.read(FLASK_PATH) == before
+
+
+# make demo.
+
+
+class Browser:
+    """Keeps cookies, and follows redirects."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        cookies = http.cookiejar.CookieJar()
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}),
+            urllib.request.HTTPCookieProcessor(cookies),
+        )
+
+    def open(self, path: str, **form: str) -> tuple[str, str]:
+        """Where one lands, and what is there."""
+        data = urllib.parse.urlencode(form).encode() if form else None
+
+        with self._opener.open(self.url + path, data, timeout=10) as response:
+            landed: str = response.url
+            return landed.removeprefix(self.url), response.read().decode()
+
+    def is_logged_in(self) -> bool:
+        return self.open("/")[0] == "/"
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and those that they have."""
+    parents = {}
+
+    # Empty where there is no such folder, as on macOS.
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name of the program, in parentheses, may hold anything.
+            fields = path.read_text("utf-8", "replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+
+        parents[int(path.parent.name)] = int(fields[1])
+
+    found = {pid}
+
+    while more := {p for p, parent in parents.items() if parent in found} - found:
+        found |= more
+
+    return found - {pid}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+
+    return True
+
+
+def find_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Demo:
+    """``make demo`` in one terminal, and a shell in another one."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.temporary = folder / "tmp"
+        self.elsewhere = folder / "elsewhere"
+        self.temporary.mkdir()
+        self.elsewhere.mkdir()
+        self._output = folder / "output"
+        self.port = find_port()
+
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "example_app/demo.py", "--port", str(self.port)],
+                cwd=ROOT,
+                env={**os.environ, "TMPDIR": str(self.temporary)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def wait_for_its_text(self) -> None:
+        def is_there() -> bool:
+            assert self.process.poll() is None, self.output
+            return "Ctrl-C ends" in self.output
+
+        wait_until(is_there, 30)
+
+    def commands(self) -> list[str]:
+        _, _, text = self.output.partition("The app answers")
+        return [line.strip() for line in text.splitlines() if line.startswith(" " * 4)]
+
+    def paste(self, command: str) -> str:
+        """Run what was printed, in a shell that knows nothing of this one."""
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=self.elsewhere,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.elsewhere)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    def operate(self, arguments: str) -> str:
+        """Run a ``flask vault`` command as the operator that the demo makes one."""
+        _, environment, *_ = shlex.split(self.commands()[1].removeprefix("("))
+        flask = shlex.quote(str(FLASK))
+        return self.paste(f". {shlex.quote(environment)} && {flask} vault {arguments}")
+
+    def end(self, number: int) -> None:
+        started = descendants(self.process.pid)
+        self.process.send_signal(number)
+        assert self.process.wait(20) == 0
+        wait_until(lambda: not any(map(is_running, started)))
+        assert list(self.temporary.iterdir()) == []
+
+
+@pytest.fixture
+def demo(tmp_path: pathlib.Path) -> cabc.Iterator[Demo]:
+    demo = Demo(tmp_path)
+    yield demo
+
+    if demo.process.poll() is None:
+        demo.process.terminate()
+        demo.process.wait(20)
+
+
+def test_everything_that_the_demo_tells_to_try_works(demo: Demo) -> None:
+    demo.wait_for_its_text()
+    look, rotate, restore = demo.commands()
+    browser = Browser(f"http://127.0.0.1:{demo.port}")
+    browser.open("/login", **LOGIN)
+    browser.open("/notes", text="kept through it all")
+    original = demo.operate("get SECRET_KEY --reveal")
+
+    health = demo.paste(look)
+    assert '"status": "pass"' in health
+    assert original.strip() not in health
+
+    assert "secret_key rotated, version 2" in demo.paste(rotate)
+    assert demo.operate("get SECRET_KEY --reveal") != original
+    # Under the new key the old cookie is nobody's.
+    wait_until(lambda: not browser.is_logged_in())
+
+    assert "secret_key restored, now version 3" in demo.paste(restore)
+    assert demo.operate("get SECRET_KEY --reveal") == original
+    wait_until(browser.is_logged_in)
+    assert "kept through it all" in browser.open("/")[1]
+
+    demo.end(signal.SIGINT)
+    assert original.strip() not in demo.output
+
+
+def test_all_secrets_of_the_demo_are_rotated_and_restored(demo: Demo) -> None:
+    demo.wait_for_its_text()
+
+    def values() -> list[str]:
+        keys = ("SECRET_KEY", "NOTES_API_KEY")
+        return [demo.operate(f"get {key} --reveal") for key in keys]
+
+    original = values()
+    demo.operate("rotate --all")
+    assert not set(values()) & set(original)
+
+    backups = json.loads(demo.operate("rotate --list-backups --json"))
+    assert {backup["fields"][0] for backup in backups} == {"secret_key", "api_key"}
+
+    for backup in backups:
+        demo.operate(f"rotate --restore {backup['file']}")
+
+    assert values() == original
+    demo.end(signal.SIGINT)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_app_of_the_demo_does_not_know_the_operators_token(demo: Demo) -> None:
+    demo.wait_for_its_text()
+    gunicorn = int(demo.commands()[1].rpartition("kill -HUP ")[2].rstrip(")"))
+    workers = descendants(gunicorn)
+    assert len(workers) == 2
+
+    for pid in (gunicorn, *workers):
+        environ = pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+        assert b"VAULT_ADDR=" in environ
+        assert b"VAULT_TOKEN=" not in environ
+
+    demo.end(signal.SIGTERM)
+
+
+def test_the_demo_can_be_ended_before_it_is_ready(demo: Demo) -> None:
+    wait_until(lambda: any(demo.temporary.glob("*/flask-vault-*")))
+    demo.end(signal.SIGTERM)
+    assert "The app answers" not in demo.output
+
+
+def test_a_demo_that_cannot_start_ends_with_the_reason(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_VAULT_PREFIX", "a//b")
+    demo = Demo(tmp_path)
+    assert demo.process.wait(20) == 2
+    assert "VAULT_PREFIX 'a//b' has an empty segment" in demo.output
+    assert list(demo.temporary.iterdir()) == []
