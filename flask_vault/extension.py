@@ -60,23 +60,13 @@ class FlaskVault:
             _postpone(app)
             return
 
-        from .loading import new_state
+        state = _load(app)
+        app.extensions["vault"] = state
 
-        try:
-            state = new_state(app)
-        except VaultError as error:
-            failure = without_frames(error)
-        else:
-            app.extensions["vault"] = state
+        if state.settings.health:
+            from .health import new_blueprint
 
-            if state.settings.health:
-                from .health import new_blueprint
-
-                app.register_blueprint(new_blueprint(state))
-
-            return
-
-        raise for_cli(failure)
+            app.register_blueprint(new_blueprint(state))
 
     @property
     def client(self) -> VaultClient:
@@ -95,6 +85,18 @@ class FlaskVault:
         return f"<{type(self).__name__}>"
 
 
+def _load(app: Flask) -> AppState:
+    """The loaded state of an app; errors leave without the frames they came through."""
+    from .loading import new_state
+
+    try:
+        return new_state(app)
+    except VaultError as error:
+        failure = without_frames(error)
+
+    raise for_cli(failure)
+
+
 def _postpone(app: Flask) -> None:
     """Let the app be built without Vault, as far as ``flask --help`` needs it.
 
@@ -109,9 +111,7 @@ def _postpone(app: Flask) -> None:
     @app.before_request
     def load_before_the_first_request() -> None:
         if "vault" not in app.extensions:
-            from .loading import new_state
-
-            app.extensions["vault"] = new_state(app)
+            app.extensions["vault"] = _load(app)
 
 
 def state_of(app: Flask) -> AppState:

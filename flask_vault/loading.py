@@ -10,6 +10,7 @@ import pathlib
 from flask import Flask
 
 from .entries import parse_entries
+from .errors import VaultConfigError
 from .errors import VaultError
 from .errors import without_frames
 from .invocation import MODE
@@ -50,6 +51,13 @@ def new_state(app: Flask) -> AppState:
 
     if mode is not None:
         settings = _as_operator(settings, WRITES.get())
+
+    if settings.health and settings.health_blueprint in app.blueprints:
+        raise VaultConfigError(
+            "VAULT_HEALTH_BLUEPRINT: the app has a blueprint"
+            f" {settings.health_blueprint!r} already: set it to another name, or"
+            " VAULT_HEALTH to False."
+        )
 
     state = AppState(app, settings, parse_entries(app.config.get("VAULT_SECRETS")))
 

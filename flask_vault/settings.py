@@ -119,7 +119,7 @@ class Settings:
             health_url_prefix=read.url_prefix("VAULT_HEALTH_URL_PREFIX", "/vault"),
             health_blueprint=read.text("VAULT_HEALTH_BLUEPRINT") or "vault",
             health_details=read.choice("VAULT_HEALTH_DETAILS", "never", DETAILS),
-            health_token=read.text("VAULT_HEALTH_TOKEN"),
+            health_token=read.header("VAULT_HEALTH_TOKEN"),
         )
         settings = dataclasses.replace(
             settings, prefix=_prefix(read, settings.environment, enabled)

@@ -121,9 +121,9 @@ def _unavailable(
     # A standby names its leader, which may be the one that has just died.
     if status == 307:
         return VaultUnavailableError(
-            f"Vault at {address} is a standby and names another address, which is not"
-            " followed since it is not configured: add the addresses of all servers to"
-            " VAULT_ADDR.",
+            f"Vault at {address} answers with a redirect (307) to an address that is"
+            " not configured, so it is not followed: the token goes to no other host."
+            " Add the addresses of all servers to VAULT_ADDR.",
             **what,
         )
 

@@ -109,7 +109,7 @@ class KV:
                 )
             )
         except SecretNotFoundError as error:
-            failure: VaultError = _missing(error, location, mount)
+            failure: VaultError = _missing(error, location, mount, self._version)
         except VaultPermissionError as error:
             failure = _denied(error, location, f"{mount.name}/data/{path}", "read")
         else:
@@ -345,7 +345,7 @@ class KV:
                 )
             )
         except SecretNotFoundError as error:
-            failure: VaultError = _missing(error, location, mount)
+            failure: VaultError = _missing(error, location, mount, self._version)
         except VaultPermissionError as error:
             failure = _denied(error, location, f"{mount.name}/{path}", "read")
         else:
@@ -438,7 +438,10 @@ def parse_time(
 
 
 def _missing(
-    error: SecretNotFoundError, location: Location, mount: Mount
+    error: SecretNotFoundError,
+    location: Location,
+    mount: Mount,
+    configured: int | None,
 ) -> SecretNotFoundError:
     what: dict[str, t.Any] = {
         "status": error.status,
@@ -484,6 +487,10 @@ def _missing(
         if rest.startswith("data/")
         else ""
     )
+
+    if configured is not None:
+        hint += f" VAULT_KV_VERSION says that the mount is version {configured}."
+
     return SecretNotFoundError(
         f"There is no document at {location.path!r}: check VAULT_MOUNT, VAULT_PREFIX"
         f" and the reference, or make it with 'flask vault init'.{hint}",
@@ -492,17 +499,19 @@ def _missing(
 
 
 def _check_json(location: Location, data: cabc.Mapping[str, t.Any]) -> None:
-    try:
-        json.dumps(dict(data), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        # Its text holds the value.
-        kind = type(error).__name__
+    for name, value in data.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            # The original's text holds the value.
+            bad = name
+            break
     else:
         return
 
     raise VaultConfigError(
-        f"What is to be written to {location.path!r} cannot be expressed in JSON"
-        f" ({kind}): use texts, numbers, lists and mappings.",
+        f"The value of {bad!r} for {location.path!r} cannot be expressed in JSON: use"
+        " text, a number, a list or a mapping; bytes as base64.",
         path=location.path,
     )
 

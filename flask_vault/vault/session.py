@@ -12,7 +12,9 @@ import os
 import threading
 import time
 import typing as t
+from urllib.parse import quote
 
+from ..errors import SecretNotFoundError
 from ..errors import VaultConfigError
 from ..errors import VaultError
 from ..errors import VaultLoginError
@@ -295,10 +297,6 @@ class Session:
         # A token that was given to us cannot be made anew; by now it may be another.
         if not self._method.makes_tokens:
             if self._method.credential() == (dead.token.value,):
-                # Without the "default" policy a living token may not look itself up.
-                if dead.proven:
-                    raise denial
-
                 raise VaultLoginError(
                     f"Vault at {self._endpoint.shown} does not accept the token (asked"
                     f" for {denial.path!r}): it expired, was revoked, or is for another"
@@ -321,7 +319,7 @@ class Session:
         if self._method.name == "none":
             return True
 
-        if not self._alive(login):
+        if not self._alive(login, error.path):
             return False
 
         self._remember(login, error)
@@ -334,7 +332,7 @@ class Session:
         key = login.token.value, error.path
         self._denials[key] = time.monotonic() + _DENIAL_LIFE
 
-    def _alive(self, login: _Login) -> bool:
+    def _alive(self, login: _Login, path: str | None) -> bool:
         """Whether the token of a login is still good, asked once for all threads."""
         value = login.token.value
         verdict = self._verdict
@@ -346,14 +344,29 @@ class Session:
         if state.login is not login:
             return False
 
-        return state.flights.do("alive", lambda: self._ask_alive(login.client, value))
+        return state.flights.do(
+            "alive", lambda: self._ask_alive(login.client, value, path)
+        )
 
-    def _ask_alive(self, client: hvac.Client, value: str) -> bool:
-        try:
-            client.auth.token.lookup_self()
+    def _ask_alive(self, client: hvac.Client, value: str, path: str | None) -> bool:
+        """Ask what any living token may ask, and no dead one.
+
+        Without the policy "default" a token may not look itself up. Which mount a path
+        is in is told to all that may do anything there.
+        """
+        alive = False
+
+        for question in (
+            "auth/token/lookup-self",
+            f"sys/internal/ui/mounts/{quote(path or '')}",
+        ):
+            try:
+                client.read(question)
+            except (VaultPermissionError, SecretNotFoundError):
+                continue
+
             alive = True
-        except VaultPermissionError:
-            alive = False
+            break
 
         self._verdict = value, time.monotonic() + _VERDICT_LIFE, alive
         return alive

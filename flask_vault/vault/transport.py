@@ -10,6 +10,9 @@ import logging
 import time
 import typing as t
 
+from ..errors import VaultError
+from ..errors import VaultNotInitializedError
+from ..errors import VaultSealedError
 from ..errors import VaultUnavailableError
 from .endpoint import Endpoint
 from .process import PerProcess
@@ -166,7 +169,23 @@ class Transport:
             had.
         """
         answer = self.call(lambda client: client.auth.token.lookup_self())
-        return int(t.cast("dict[str, t.Any]", answer)["data"]["ttl"]) or None
+        data = t.cast("dict[str, t.Any]", answer).get("data")
+        ttl = data.get("ttl") if isinstance(data, dict) else None
+        return ttl if isinstance(ttl, int) and ttl > 0 else None
+
+    def _sealed_or_new(self, error: VaultSealedError) -> VaultUnavailableError:
+        """A server that was never initialized says that it is sealed, too."""
+        with contextlib.suppress(VaultError):
+            if self.health().get("initialized") is False:
+                return VaultNotInitializedError(
+                    f"Vault at {self.endpoint.shown} is not initialized: run 'bao"
+                    " operator init' or 'vault operator init'.",
+                    status=error.status,
+                    path=error.path,
+                    errors=error.errors,
+                )
+
+        return error
 
     def _retried(self, work: cabc.Callable[[], T], repeatable: bool) -> T:
         attempt = 0
@@ -174,6 +193,8 @@ class Transport:
         while True:
             try:
                 return work()
+            except VaultSealedError as error:
+                raise self._sealed_or_new(error) from None
             except VaultUnavailableError as error:
                 patience = self._patience
                 pause = pause_before_retry(
