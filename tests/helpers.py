@@ -6,6 +6,7 @@ import collections.abc as cabc
 import contextlib
 import secrets
 import threading
+import time
 import typing as t
 
 import pytest
@@ -31,7 +32,8 @@ class Clock:
     """Monotonic seconds that pass when a test says so."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        # It may take over from the real one.
+        self.now = time.monotonic()
 
     def __call__(self) -> float:
         return self.now

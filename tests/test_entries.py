@@ -281,9 +281,7 @@ def test_no_entries_are_no_error(raw: object) -> None:
         (Rotation(generator="fernet"), Rotation(generator="fernet")),
     ],
 )
-def test_rotate_is_a_generator_or_a_mapping(
-    rotate: t.Any, expected: Rotation
-) -> None:
+def test_rotate_is_a_generator_or_a_mapping(rotate: t.Any, expected: Rotation) -> None:
     (entry,) = parse_entries({"KEY": Secret("a#b", rotate=rotate)})
 
     assert entry.rotation == expected

@@ -49,9 +49,7 @@ def test_whatever_the_values_are_the_url_parses_back(
 @given(password=st.text(min_size=1))
 def test_sqlalchemy_reads_the_password_back(password: str) -> None:
     sqlalchemy = pytest.importorskip("sqlalchemy", reason="SQLAlchemy is missing.")
-    url = render(
-        DATABASE, username="app", password=password, host="db", dbname="erp"
-    )
+    url = render(DATABASE, username="app", password=password, host="db", dbname="erp")
 
     assert sqlalchemy.engine.make_url(url).password == password
 
@@ -67,7 +65,8 @@ def test_a_value_in_path_query_or_fragment_begins_no_other_part(value: str) -> N
 
 
 @pytest.mark.parametrize(
-    "host", ["db", "db:5432", "10.0.0.1", "[::1]:5432", "a:1,b:2", "b\u00fccher.example"]
+    "host",
+    ["db", "db:5432", "10.0.0.1", "[::1]:5432", "a:1,b:2", "b\u00fccher.example"],
 )
 def test_a_host_stays_as_it_is(host: str) -> None:
     assert render("redis://:{pw}@{host}/0", pw="x", host=host) == f"redis://:x@{host}/0"
