@@ -91,7 +91,7 @@ def check_key(key: str, value: t.Any) -> None:
     """
     if key == "SECRET_KEY_FALLBACKS" and not isinstance(value, list | tuple):
         raise SecretValueError(
-            "The value must be a list, or Flask takes each letter of it for a key: store"
+            "The value must be a list, or Flask takes each letter for a key: store"
             " a JSON list, and add 'cast': 'json' to the entry."
         )
 

@@ -290,8 +290,8 @@ TABLE: list[tuple[str, Mistake, type[VaultError], tuple[str, ...]]] = [
     (
         "redirect",
         redirects,
-        VaultResponseError,
-        ("not followed", "Set VAULT_ADDR to"),
+        VaultUnavailableError,
+        ("GOOD, BAD: ", "not followed", "Add the addresses of all servers"),
     ),
     (
         "no TLS there",
@@ -352,7 +352,7 @@ TABLE: list[tuple[str, Mistake, type[VaultError], tuple[str, ...]]] = [
         "unknown login method",
         auth({"method": "aprole"}),
         VaultConfigError,
-        ("VAULT_AUTH", "'approle' and 'token'"),
+        ("VAULT_AUTH", "the methods are approle,"),
     ),
     (
         "unknown login option",

@@ -299,7 +299,7 @@ def test_what_the_http_library_says_is_not_passed_on(
     def refuse(*args: object, **kwargs: object) -> t.NoReturn:
         raise original
 
-    monkeypatch.setattr(requests.Session, "request", refuse)
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", refuse)
 
     for name in ("get", "set", "rotate", "init"):
         assert judge(world, name, partial(CALLS[name], world))
