@@ -545,8 +545,8 @@ class VaultClient:
     def _require_enabled(self, what: str) -> None:
         if not self.settings.enabled:
             raise VaultConfigError(
-                f"{what} cannot be read or written, since VAULT_ENABLED is False: give"
-                " 'fallback_env', or set VAULT_ENABLED to True."
+                f"{what} cannot be read or written, since VAULT_ENABLED is False: set"
+                " it to True."
             )
 
 

@@ -45,6 +45,15 @@ _EXIT_CODES: t.Final[tuple[tuple[type[VaultError], int], ...]] = (
 )
 
 
+#: The worst first.
+_WORST: t.Final = (5, 7, 6, 4, 2, 3, 0)
+
+
+def worst(codes: cabc.Iterable[int]) -> int:
+    """The exit code of a command that did several things."""
+    return min(codes, key=_WORST.index)
+
+
 def exit_code_of(error: VaultError) -> int:
     """The exit code of a command that ended with this error.
 
@@ -71,7 +80,11 @@ def loading(mode: Mode, *, writes: bool = False) -> cabc.Iterator[None]:
 
 
 def is_only_asked_for_help() -> bool:
-    """Whether this process builds the app to list its commands, and will run none."""
+    """Whether this process builds the app to list its commands, and will run none.
+
+    The process' own command line does not tell: a test may run a command in a process
+    that was started as something else. Who called does.
+    """
     if MODE.get() is not None:
         return False
 
@@ -81,18 +94,33 @@ def is_only_asked_for_help() -> bool:
     if os.environ.get(f"_{program}_COMPLETE".upper()):
         return True
 
+    # In a command's own callback, as in "flask run", the context is not a group's.
     context = click.get_current_context(silent=True)
 
-    # In a command's own callback, as in "flask run", the context is not a group's.
     if context is None or not isinstance(context.command, click.Group):
         return False
 
-    arguments = sys.argv[1:]
+    frame = sys._getframe()
 
-    if "--" in arguments:
-        arguments = arguments[: arguments.index("--")]
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        name = frame.f_code.co_name
+        module = str(frame.f_globals.get("__name__"))
 
-    return "--help" in arguments or not arguments
+        if not module.startswith(("click.", "flask.")):
+            continue
+
+        # click makes the text of "flask --help", which lists the app's commands.
+        if name in {"get_help", "format_help", "shell_complete"}:
+            return True
+
+        # click looks up the command of "flask db upgrade --help".
+        if name == "resolve_command":
+            arguments = list(frame.f_locals.get("args", ()))
+            end = arguments.index("--") if "--" in arguments else len(arguments)
+            return "--help" in arguments[:end]
+
+    return False
 
 
 def for_cli(error: VaultError) -> VaultError:

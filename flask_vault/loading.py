@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import logging
 import os
@@ -20,6 +21,13 @@ from .settings import Settings
 from .state import AppState
 
 _log = logging.getLogger("flask_vault")
+
+
+#: The last state that was made in this context: a command has use for it when the app's
+#: factory fails after that.
+MADE: contextvars.ContextVar[AppState | None] = contextvars.ContextVar(
+    "flask_vault_made", default=None
+)
 
 
 class Inspected(BaseException):
@@ -63,6 +71,8 @@ def new_state(app: Flask) -> AppState:
 
     if mode == "inspect":
         raise Inspected(state, None)
+
+    MADE.set(state)
 
     _warn(app, state)
 

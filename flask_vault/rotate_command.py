@@ -13,12 +13,10 @@ from .console import say_error
 from .console import table
 from .errors import VaultError
 from .invocation import exit_code_of
+from .invocation import worst
 from .rotation.runner import Target
 from .state import AppState
 from .vault.kv import Location
-
-#: The worst first. A command that did several things ends with the worst of them.
-_WORST: t.Final = (5, 7, 6, 4, 2, 3, 0)
 
 
 def rotate(
@@ -81,7 +79,7 @@ def rotate(
     if len(codes) <= len(targets) + len(refused):
         click.echo(polling_notice(state))
 
-    raise click.exceptions.Exit(min(codes, key=_WORST.index))
+    raise click.exceptions.Exit(worst(codes))
 
 
 def _say_next(label: str, error: VaultError) -> None:

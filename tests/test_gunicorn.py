@@ -1,4 +1,4 @@
-"""A preloaded app under gunicorn: the case in which a shared client mixes answers up."""
+"""A preloaded app under gunicorn: where a client that is shared mixes answers up."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def gunicorn(mount: VaultMount, *options: str, **environ: str) -> cabc.Iterator[
         [
             *(sys.executable, "-m", "gunicorn", "--preload", "--workers", "4"),
             *("--bind", f"127.0.0.1:{port}", "--log-level", "error"),
+            "--no-control-socket",
             *options,
             "tests.apps.preloaded:create_app()",
         ],

@@ -247,17 +247,31 @@ class KV:
             return Document(location.path, {}, int(version))
 
     def make_mount(self, location: Location) -> None:
-        """Mount a KV version 2 engine where a location needs one.
+        """Mount a key-value engine where a location needs one.
+
+        It is version 2, unless ``VAULT_KV_VERSION`` says otherwise. A mount that
+        somebody else makes meanwhile is as good.
 
         :raises VaultPermissionError: when the token may not.
         """
         name = location.mount or location.path.partition("/")[0]
-        self._transport.call(
-            lambda client: client.sys.enable_secrets_engine(
-                "kv", path=name, options={"version": "2"}
+        version = self._version or 2
+
+        try:
+            self._transport.call(
+                lambda client: client.sys.enable_secrets_engine(
+                    "kv", path=name, options={"version": str(version)}
+                )
             )
-        )
-        self._mounts[name] = Mount(name, 2)
+        except VaultResponseError as error:
+            if not any("already in use" in said for said in error.errors):
+                raise
+
+        self._mounts.pop(name, None)
+
+        if self.mount_of(location).version == 1:
+            return
+
         deadline = time.monotonic() + _UPGRADE_LIMIT
 
         while True:

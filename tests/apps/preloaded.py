@@ -38,7 +38,9 @@ def _with_us(app: Flask) -> t.Callable[[str], str]:
 
 
 def _with_hvac(app: Flask) -> t.Callable[[str], str]:
-    client = hvac.Client(app.config["VAULT_ADDR"], token=app.config["VAULT_TOKEN"])
+    client = hvac.Client(
+        app.config["VAULT_ADDR"], token=app.config["VAULT_TOKEN"], timeout=3
+    )
 
     def read(path: str) -> str:
         found = client.secrets.kv.v2.read_secret_version(
