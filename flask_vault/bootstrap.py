@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import collections.abc as cabc
 import contextlib
 import datetime
@@ -17,6 +16,7 @@ import stat
 import typing as t
 
 from .errors import BackupError
+from .rotation.keys import parse_keys
 from .vault.kv import Document
 from .vault.kv import Location
 
@@ -49,7 +49,7 @@ class BootstrapCache:
         ),
     ) -> None:
         self.path = path
-        self._keys = [_derive(key) for key in keys]
+        self._keys = [_derive(key) for key in parse_keys(keys)]
         self._identity = json.dumps([_FORMAT, *identity]).encode()
         self._max_age = max_age
         self._now = now
@@ -167,9 +167,9 @@ class BootstrapCache:
         )
 
 
-def _derive(key: str) -> bytes:
+def _derive(key: bytes) -> bytes:
     """A key of its own, so that a backup and this file never share one."""
-    return hmac.digest(base64.urlsafe_b64decode(key), _FORMAT.encode(), hashlib.sha256)
+    return hmac.digest(key, _FORMAT.encode(), hashlib.sha256)
 
 
 def _packed(location: Location, document: Document) -> dict[str, t.Any]:

@@ -273,7 +273,7 @@ def backup_key() -> None:
 
     Keep it outside of Vault: a backup must open when Vault is gone.
     """
-    from .rotation.envelope import new_key
+    from .rotation.keys import new_key
 
     click.echo(new_key())
 

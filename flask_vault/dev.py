@@ -28,7 +28,7 @@ from .policy import app_policy
 from .provisioning import fields_of
 from .provisioning import provision
 from .provisioning import Seed
-from .rotation.envelope import new_key
+from .rotation.keys import new_key
 from .settings import DEV_FILE
 from .settings import ENVIRONMENT
 from .testing import DevServer

@@ -48,8 +48,8 @@ HOUR = 3600.0
 
 @pytest.fixture(autouse=True)
 def _documents(vault_mount: VaultMount) -> None:
-    vault_mount.write("app", {"x": "old", "y": 7})
-    vault_mount.write("app", {"x": CANARY, "y": 8})
+    vault_mount.write("app", {"x": "old", "y": "seven"})
+    vault_mount.write("app", {"x": CANARY, "y": "eight"})
     vault_mount.write("more", {"list": [1, None, "ü"]})
 
 
@@ -83,7 +83,7 @@ def values(app: Flask) -> list[object]:
     return [app.config[key] for key in SECRETS]
 
 
-GOOD = [CANARY, 7, {"list": [1, None, "ü"]}]
+GOOD = [CANARY, "seven", {"list": [1, None, "ü"]}]
 
 
 def health(app: Flask) -> t.Any:
@@ -141,12 +141,12 @@ def test_what_the_server_still_gives_comes_from_it(
     config: dict[str, object], vault_proxy: FaultProxy, vault_mount: VaultMount
 ) -> None:
     start_app(config)
-    vault_mount.write("app", {"x": "new", "y": 9})
+    vault_mount.write("app", {"x": "new", "y": "nine"})
     vault_proxy.answer(502, match="/data/more")
 
     app = start_app(config)
 
-    assert values(app) == ["new", 7, GOOD[2]]
+    assert values(app) == ["new", "seven", GOOD[2]]
     sources = {k: s["source"] for k, s in health(app)["secrets"].items()}
     assert sources == {"X": "vault", "Y": "vault", "WHOLE": "cache"}
 
@@ -179,11 +179,11 @@ def test_the_app_goes_on_with_the_cache_and_recovers_by_itself(
 ) -> None:
     monkeypatch.setattr("flask_vault.store.RETRY_PAUSE", 0.0)
     start_app(config)
-    vault_mount.write("app", {"x": "new", "y": 9})
+    vault_mount.write("app", {"x": "new", "y": "nine"})
     vault_proxy.cut()
     client = start_app(config).extensions["vault"].client
     assert client.get_secret("app", "x") == CANARY
-    assert client.get_secret("app") == {"x": CANARY, "y": 8}
+    assert client.get_secret("app") == {"x": CANARY, "y": "eight"}
 
     with pytest.raises(VaultConnectionError):
         client.get_secret("app", "x", use_cache=False)
@@ -428,7 +428,7 @@ def test_each_good_start_replaces_the_file(
     vault_proxy: FaultProxy,
 ) -> None:
     start_app(config)
-    vault_mount.write("app", {"x": "newer", "y": 1})
+    vault_mount.write("app", {"x": "newer", "y": "one"})
     start_app(config)
     vault_proxy.cut()
 
