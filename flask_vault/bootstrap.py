@@ -17,8 +17,8 @@ import typing as t
 
 from .errors import BackupError
 from .rotation.keys import parse_keys
-from .vault.kv import Document
-from .vault.kv import Location
+from .vault.documents import Document
+from .vault.documents import Location
 
 _FORMAT: t.Final = "flask-vault-bootstrap-1"
 _NONCE: t.Final = 12

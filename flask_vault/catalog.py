@@ -13,7 +13,7 @@ from .errors import RotationError
 from .errors import VaultConfigError
 from .rotation import generators
 from .rotation.runner import Target
-from .vault.kv import Location
+from .vault.documents import Location
 
 
 class Catalog:

@@ -38,10 +38,10 @@ from .store import Store
 from .values import pick
 from .values import RESERVED
 from .vault.auth import parse_auth
+from .vault.documents import Document
+from .vault.documents import Location
 from .vault.endpoint import Endpoint
-from .vault.kv import Document
 from .vault.kv import KV
-from .vault.kv import Location
 from .vault.transport import Transport
 
 P = t.ParamSpec("P")

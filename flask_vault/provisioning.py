@@ -15,9 +15,9 @@ from .errors import VaultError
 from .errors import VaultPermissionError
 from .rotation import generators
 from .templates import Template
-from .vault.kv import Document
+from .vault.documents import Document
+from .vault.documents import Location
 from .vault.kv import KV
-from .vault.kv import Location
 
 
 @dataclasses.dataclass(frozen=True)

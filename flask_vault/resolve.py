@@ -21,7 +21,7 @@ from .errors import VaultUnavailableError
 from .errors import without_frames
 from .values import cast
 from .values import resolve
-from .vault.kv import Document
+from .vault.documents import Document
 
 _log = logging.getLogger("flask_vault")
 

@@ -16,7 +16,7 @@ from .invocation import exit_code_of
 from .invocation import worst
 from .rotation.runner import Target
 from .state import AppState
-from .vault.kv import Location
+from .vault.documents import Location
 
 
 def rotate(

@@ -15,9 +15,9 @@ from .errors import VaultPermissionError
 from .errors import VaultUnavailableError
 from .errors import without_frames
 from .store import Store
-from .vault.kv import Document
+from .vault.documents import Document
+from .vault.documents import Location
 from .vault.kv import KV
-from .vault.kv import Location
 from .vault.transport import Transport
 
 _log = logging.getLogger("flask_vault")

@@ -13,9 +13,9 @@ import typing as t
 
 from .errors import VaultError
 from .errors import without_frames
-from .vault.kv import Document
+from .vault.documents import Document
+from .vault.documents import Location
 from .vault.kv import KV
-from .vault.kv import Location
 from .vault.process import PerProcess
 from .vault.process import SingleFlight
 

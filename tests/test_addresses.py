@@ -34,7 +34,7 @@ from flask_vault.testing.api import Api
 from flask_vault.testing.plugin import VaultMount
 from flask_vault.testing.wire import ProtocolError
 from flask_vault.testing.wire import Stream
-from flask_vault.vault.kv import Location
+from flask_vault.vault.documents import Location
 from tests.helpers import approle
 from tests.helpers import is_write
 from tests.helpers import may_read
@@ -233,7 +233,7 @@ def test_standbys_that_name_each_other_are_asked_once_each(three: Three) -> None
     redirect(three.proxies[1], three.proxies[0])
     three.proxies[2].cut()
 
-    with pytest.raises(VaultError, match="is a standby"):
+    with pytest.raises(VaultError, match="not followed"):
         read(three.client)
 
     # And once more, a little later.

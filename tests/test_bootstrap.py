@@ -26,8 +26,8 @@ from flask_vault.bootstrap import BootstrapCache
 from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
 from flask_vault.testing.plugin import VaultMount
-from flask_vault.vault.kv import Document
-from flask_vault.vault.kv import Location
+from flask_vault.vault.documents import Document
+from flask_vault.vault.documents import Location
 from tests.helpers import approle
 from tests.helpers import BACKUP_KEY
 from tests.helpers import may_read

@@ -23,7 +23,7 @@ from flask_vault.testing import FaultProxy
 from flask_vault.testing.api import Api
 from flask_vault.testing.faults import RecordedRequest
 from flask_vault.testing.plugin import VaultMount
-from flask_vault.vault.kv import Location
+from flask_vault.vault.documents import Location
 from flask_vault.vault.retries import Budget
 from flask_vault.vault.retries import Patience
 from flask_vault.vault.retries import pause_before_retry
@@ -61,6 +61,11 @@ def client(config: dict[str, object]) -> VaultClient:
 
 def read(client: VaultClient, path: str = "app") -> object:
     return client.get_secret(path, "x", use_cache=False)
+
+
+def reads(proxy: FaultProxy) -> int:
+    """How often a document was asked for; what explains a fault does not count."""
+    return sum("/data/" in request.path for request in proxy.requests)
 
 
 @contextlib.contextmanager
@@ -133,7 +138,7 @@ def test_a_sealed_server_is_not_asked_again(
     with pytest.raises(VaultSealedError, match="operator unseal"):
         read(client)
 
-    assert vault_proxy.count == 1
+    assert reads(vault_proxy) == 1
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -313,7 +318,7 @@ def test_an_app_does_not_wait_for_what_only_a_person_can_change(
     with within(0, 1), pytest.raises(VaultSealedError, match="operator unseal"):
         start(config, patience)
 
-    assert vault_proxy.count == 1
+    assert reads(vault_proxy) == 1
 
 
 def test_an_app_that_has_started_waits_no_more(
@@ -605,7 +610,7 @@ def test_a_redirect_takes_the_token_to_no_other_host(
     place = f"{canary.address}/v1/{vault_mount.name}/data/app"
     vault_proxy.answer(status, headers={"Location": place}, match=of_that_method)
 
-    with pytest.raises(VaultError, match="which is not followed") as caught:
+    with pytest.raises(VaultError, match="not followed") as caught:
         read(client) if method == "GET" else client.set_secret("app", {"x": "new"})
 
     assert canary.address not in str(caught.value)
@@ -623,7 +628,7 @@ def test_a_redirect_to_a_disguised_address_is_not_followed_either(
     host = canary.address.removeprefix("http://")
     vault_proxy.answer(307, headers={"Location": place.format(host=host)})
 
-    with pytest.raises(VaultError, match="which is not followed"):
+    with pytest.raises(VaultError, match="not followed"):
         read(client)
 
 
@@ -636,7 +641,7 @@ def test_a_login_is_not_redirected_either(
     auth = {"VAULT_TOKEN": None, "VAULT_AUTH": role}
     vault_proxy.answer(307, headers={"Location": f"{canary.address}/v1/auth"})
 
-    with pytest.raises(VaultError, match="which is not followed") as caught:
+    with pytest.raises(VaultError, match="not followed") as caught:
         read(VaultClient.from_mapping({**config, **auth}))
 
     assert "canary-51d0" not in str(caught.value)

@@ -20,9 +20,9 @@ from flask_vault.store import Store
 from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
 from flask_vault.testing.plugin import VaultMount
-from flask_vault.vault.kv import Document
+from flask_vault.vault.documents import Document
+from flask_vault.vault.documents import Location
 from flask_vault.vault.kv import KV
-from flask_vault.vault.kv import Location
 from tests.helpers import at_once
 from tests.helpers import Clock
 from tests.helpers import start_app

@@ -11,9 +11,9 @@ from ..errors import AlreadyRotatedError
 from ..errors import CheckAndSetError
 from ..errors import RotationError
 from ..errors import SecretFieldError
-from ..vault.kv import Document
+from ..vault.documents import Document
+from ..vault.documents import Location
 from ..vault.kv import KV
-from ..vault.kv import Location
 from .backup import BackupStore
 from .envelope import Backup
 
