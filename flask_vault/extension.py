@@ -17,7 +17,7 @@ from .errors import VaultConfigError
 from .errors import VaultError
 from .errors import without_frames
 from .invocation import for_cli
-from .invocation import is_only_asked_for_help
+from .invocation import will_not_use_it
 from .placeholders import placeholders
 
 if t.TYPE_CHECKING:
@@ -56,7 +56,7 @@ class FlaskVault:
                 " or flask_vault.get_vault_client(), instead of calling init_app again."
             )
 
-        if is_only_asked_for_help():
+        if will_not_use_it():
             _postpone(app)
             return
 

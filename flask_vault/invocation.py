@@ -11,6 +11,9 @@ import sys
 import typing as t
 
 import click
+from flask.cli import run_command
+from flask.helpers import get_debug_flag
+from werkzeug.serving import is_running_from_reloader
 
 from .errors import AlreadyRotatedError
 from .errors import BackupError
@@ -79,8 +82,11 @@ def loading(mode: Mode, *, writes: bool = False) -> cabc.Iterator[None]:
         WRITES.reset(tokens[1])
 
 
-def is_only_asked_for_help() -> bool:
-    """Whether this process builds the app to list its commands, and will run none.
+def will_not_use_it() -> bool:
+    """Whether this process builds the app and will neither serve it nor run a command.
+
+    It lists the commands for ``flask --help``, or is the parent of the process that the
+    reloader of ``flask run`` starts.
 
     The process' own command line does not tell: a test may run a command in a process
     that was started as something else. Who called does.
@@ -94,11 +100,14 @@ def is_only_asked_for_help() -> bool:
     if os.environ.get(f"_{program}_COMPLETE".upper()):
         return True
 
-    # In a command's own callback, as in "flask run", the context is not a group's.
     context = click.get_current_context(silent=True)
 
-    if context is None or not isinstance(context.command, click.Group):
+    if context is None:
         return False
+
+    # In a command's own callback the context is not a group's.
+    if not isinstance(context.command, click.Group):
+        return context.command is run_command and _reloads(context)
 
     frame = sys._getframe()
 
@@ -121,6 +130,13 @@ def is_only_asked_for_help() -> bool:
             return "--help" in arguments[:end]
 
     return False
+
+
+def _reloads(context: click.Context) -> bool:
+    """Whether "flask run" will leave the serving to a child."""
+    reload = context.params.get("reload")
+    wanted = get_debug_flag() if reload is None else bool(reload)
+    return wanted and not is_running_from_reloader()
 
 
 def for_cli(error: VaultError) -> VaultError:

@@ -58,7 +58,10 @@ def new_state(app: Flask) -> AppState:
         settings = dataclasses.replace(settings, backup_dir=directory)
 
     if mode is not None:
-        settings = _as_operator(settings, WRITES.get())
+        # The cache is the app's: a person's command would leave a file of another user.
+        settings = dataclasses.replace(
+            _as_operator(settings, WRITES.get()), bootstrap_cache=None
+        )
 
     if settings.health and settings.health_blueprint in app.blueprints:
         raise VaultConfigError(

@@ -34,6 +34,12 @@ ENVIRONMENT: t.Final[dict[str, tuple[str, ...]]] = {
     "VAULT_ENVIRONMENT": ("VAULT_ENVIRONMENT",),
 }
 
+_FILES: t.Final = {
+    "VAULT_CACERT": "the authority that signed the server's certificate",
+    "VAULT_CLIENT_CERT": "the certificate that is shown to the server",
+    "VAULT_CLIENT_KEY": "the key of the certificate in VAULT_CLIENT_CERT",
+}
+
 _log = logging.getLogger("flask_vault")
 
 
@@ -102,7 +108,7 @@ class Settings:
             client_cert=read.existing_path("VAULT_CLIENT_CERT") if enabled else None,
             client_key=read.existing_path("VAULT_CLIENT_KEY") if enabled else None,
             server_name=read.text("VAULT_TLS_SERVER_NAME"),
-            proxy=read.text("VAULT_PROXY"),
+            proxy=read.proxy("VAULT_PROXY"),
             mount=read.path("VAULT_MOUNT", "secret"),
             environment=read.text("VAULT_ENVIRONMENT"),
             kv_version=read.kv_version("VAULT_KV_VERSION"),
@@ -317,13 +323,25 @@ class _Reader:
 
         return tuple(dict.fromkeys(_check_address(key, item.strip()) for item in texts))
 
+    def proxy(self, key: str) -> str | None:
+        value = self.text(key)
+
+        # Not shown: it may hold a password.
+        if value is not None and not re.match(r"https?://[^\s/]+", value):
+            raise VaultConfigError(
+                f"{key} is no address of an HTTP proxy: write it as"
+                " 'http://proxy.example.com:3128'."
+            )
+
+        return value
+
     def existing_path(self, key: str) -> str | None:
         value = self.text(key)
 
         if value is not None and not os.path.exists(value):
             raise VaultConfigError(
-                f"{key}: there is no file {value!r}: set it to the file of the"
-                " authority that signed the server's certificate."
+                f"{key}: there is no file {value!r}: set it to the file of"
+                f" {_FILES[key]}."
             )
 
         return value

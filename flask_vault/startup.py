@@ -10,7 +10,6 @@ from .bootstrap import BootstrapCache
 from .errors import BackupError
 from .errors import VaultConfigError
 from .errors import VaultError
-from .errors import VaultLoginError
 from .errors import VaultPermissionError
 from .errors import VaultUnavailableError
 from .errors import without_frames
@@ -59,7 +58,9 @@ def _ask(transport: Transport, kv: KV, store: Store, places: list[Location]) -> 
             # What is wrong with one mount is told by the reads in it.
             with contextlib.suppress(VaultConfigError, VaultPermissionError):
                 kv.mount_of(place)
-    except (VaultLoginError, VaultUnavailableError) as error:
+    except VaultConfigError:
+        raise
+    except VaultError as error:
         return dict.fromkeys(places, without_frames(error))
 
     return store.read_many(places)
@@ -68,13 +69,12 @@ def _ask(transport: Transport, kv: KV, store: Store, places: list[Location]) -> 
 def _through(cache: BootstrapCache, store: Store, found: Found) -> Found:
     good = {p: d for p, d in found.items() if isinstance(d, Document)}
 
-    if len(good) == len(found):
-        cache.save(good)
-        return found
-
     away = [p for p, e in found.items() if isinstance(e, VaultUnavailableError)]
 
     if not away:
+        if good:
+            cache.save(good)
+
         return found
 
     try:

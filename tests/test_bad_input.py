@@ -279,7 +279,7 @@ TABLE: list[tuple[str, Mistake, type[VaultError], tuple[str, ...]]] = [
         "HTML",
         answers_html,
         VaultResponseError,
-        ("an HTML page", "check VAULT_ADDR"),
+        ("GOOD, BAD: ", "an HTML page", "check VAULT_ADDR"),
     ),
     (
         "other JSON",
@@ -297,13 +297,13 @@ TABLE: list[tuple[str, Mistake, type[VaultError], tuple[str, ...]]] = [
         "no TLS there",
         speaks_no_tls,
         VaultTLSError,
-        ("is the address meant to be http?", "VAULT_CACERT"),
+        ("GOOD, BAD: ", "is the address meant to be http?", "VAULT_CACERT"),
     ),
     (
         "CA file is none",
         ca_file_that_is_none,
         VaultTLSError,
-        ("is not trusted: set VAULT_CACERT",),
+        ("GOOD, BAD: ", "is not trusted: set VAULT_CACERT"),
     ),
     (
         "bad token",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import random
+import time
 import typing as t
 import uuid
 
@@ -152,7 +154,7 @@ class Runner:
     ) -> Rotated:
         operation = uuid.uuid4().hex
 
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             after = {**before.data, **new}
             backup = self._back_up(operation, label, before, after, tuple(new))
 
@@ -168,8 +170,10 @@ class Runner:
                         path=location.path,
                     ) from None
 
-                # Another field was written. Ours go on top of it.
+                # Another field was written. Ours go on top of it. A standby that lags
+                # behind needs a moment to show it (measured: up to 0.4 s).
                 before = latest
+                time.sleep(random.uniform(0.02, 0.1 * 2**attempt))  # noqa: S311
                 continue
 
             document = Document(location.path, after, version, self._kv.now())

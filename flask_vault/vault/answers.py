@@ -54,6 +54,20 @@ def refusal(
     what: dict[str, t.Any] = {"status": status, "path": path, "errors": errors}
     quoted = f" ({status}: {said})" if said else f" ({status})"
 
+    unavailable = _unavailable(status, address, said, quoted, what)
+
+    if unavailable is not None:
+        unavailable.maybe_done = status not in _NOT_DONE
+        unavailable.retry_after = _retry_after(response)
+        return unavailable
+
+    if body is None and not 300 <= status < 400:
+        return VaultResponseError(
+            f"{address} does not answer like Vault{_guess(response)}: check"
+            " VAULT_ADDR.",
+            **what,
+        )
+
     if status == 403:
         return VaultPermissionError(
             f"Vault denies access to {path!r}{quoted}: the token's policy must allow"
@@ -69,25 +83,11 @@ def refusal(
         missing.metadata = data.get("metadata") if isinstance(data, dict) else None
         return missing
 
-    unavailable = _unavailable(status, address, said, quoted, what)
-
-    if unavailable is not None:
-        unavailable.maybe_done = status not in _NOT_DONE
-        unavailable.retry_after = _retry_after(response)
-        return unavailable
-
     if 300 <= status < 400:
         return VaultResponseError(
             f"Vault at {address} answers with a redirect ({status}), which is not"
             " followed: the token goes to no other host. Set VAULT_ADDR to the address"
             " of the server itself.",
-            **what,
-        )
-
-    if body is None:
-        return VaultResponseError(
-            f"{address} does not answer like Vault{_guess(response)}: check"
-            " VAULT_ADDR.",
             **what,
         )
 
@@ -121,9 +121,10 @@ def _unavailable(
     # A standby names its leader, which may be the one that has just died.
     if status == 307:
         return VaultUnavailableError(
-            f"Vault at {address} answers with a redirect (307) to an address that is"
-            " not configured, so it is not followed: the token goes to no other host."
-            " Add the addresses of all servers to VAULT_ADDR.",
+            f"Vault at {address} is a standby and answers with a redirect (307), which"
+            " is not followed: the token goes to no address that is not configured, and"
+            " to none that does not answer. Add the addresses of all servers to"
+            " VAULT_ADDR.",
             **what,
         )
 
@@ -166,10 +167,21 @@ def no_answer(error: Exception, address: str) -> VaultError:
     Only some of requests' messages are safe: ``InvalidHeader`` prints the token.
     """
     if isinstance(error, requests.exceptions.SSLError):
-        return VaultTLSError(
-            f"The TLS certificate of Vault at {address} is not trusted"
-            f"{_tls_reason(error)}: set VAULT_CACERT to the file of the authority that"
-            " signed it."
+        return VaultTLSError(_tls_sentence(error, address))
+
+    if isinstance(error, requests.exceptions.ProxyError):
+        proxied = VaultConnectionError(
+            f"Vault at {address} cannot be reached through the proxy in VAULT_PROXY:"
+            " check that the proxy runs and lets the address through."
+        )
+        proxied.maybe_done = not _never_connected(error)
+        return proxied
+
+    if isinstance(error, RecursionError):
+        return VaultConfigError(
+            "gevent was patched in after the modules for TLS were imported, and no TLS"
+            " works then: call gevent.monkey.patch_all() in gunicorn.conf.py, or start"
+            " gunicorn without --preload."
         )
 
     if isinstance(
@@ -232,15 +244,48 @@ def _chain(error: BaseException) -> cabc.Iterator[BaseException]:
         queue.append(item.__context__)
 
 
-def _tls_reason(error: BaseException) -> str:
+def _tls_sentence(error: BaseException, address: str) -> str:
+    """What is wrong with the certificates, and which of the keys is the cure."""
+    trusted = f"The TLS certificate of Vault at {address} is not trusted"
+
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f" ({cause.verify_message})"
+            said = cause.verify_message.rstrip(".")
 
-        if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
-            return " (it does not speak TLS: is the address meant to be http?)"
+            if "mismatch" in said:
+                return (
+                    f"The TLS certificate of Vault at {address} is for another name"
+                    f" ({said}): write the name that is in it into VAULT_ADDR, or into"
+                    " VAULT_TLS_SERVER_NAME."
+                )
 
-    return ""
+            return (
+                f"{trusted} ({said}): set VAULT_CACERT to the file of the authority"
+                " that signed it."
+            )
+
+        if not isinstance(cause, ssl.SSLError):
+            continue
+
+        reason = cause.reason or ""
+
+        if reason == "WRONG_VERSION_NUMBER":
+            return (
+                f"{trusted} (it does not speak TLS: is the address meant to be http?):"
+                " correct VAULT_ADDR, or set VAULT_CACERT."
+            )
+
+        if "CERTIFICATE_REQUIRED" in reason or "ALERT_BAD_CERTIFICATE" in reason:
+            return (
+                f"Vault at {address} wants a client certificate: set VAULT_CLIENT_CERT"
+                " and VAULT_CLIENT_KEY to one that it knows."
+            )
+
+    return (
+        f"{trusted}: set VAULT_CACERT to the file of the authority that signed it, and"
+        " check that the files in VAULT_CACERT, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"
+        " are what they should be."
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import collections.abc as cabc
 import time
 import typing as t
 
+from ..errors import SecretNotFoundError
 from ..errors import VaultConfigError
 from ..errors import VaultLoginError
 from ..errors import VaultPermissionError
@@ -46,6 +47,15 @@ def exchange(mount: str, what: str, send: cabc.Callable[[], object]) -> Token:
             f"Vault refuses the login at 'auth/{mount}' ({error.status}: {said}): check"
             f" {what} in VAULT_AUTH. It is not tried again, since repeated failures"
             " lock the role.",
+            status=error.status,
+            path=error.path,
+            errors=error.errors,
+        )
+
+    except SecretNotFoundError as error:
+        refusal = VaultLoginError(
+            f"There is no auth method at 'auth/{mount}' ({error.status}): check 'mount'"
+            " in VAULT_AUTH, and VAULT_NAMESPACE.",
             status=error.status,
             path=error.path,
             errors=error.errors,

@@ -35,8 +35,9 @@ if t.TYPE_CHECKING:
 
 T = t.TypeVar("T")
 
-#: Seconds for which the answer to "is this token alive?" is believed.
-_VERDICT_LIFE: t.Final = 5.0
+#: Seconds for which the answer to "is this token alive?" is believed. A token that dies
+#: meanwhile is taken for one that is denied, and as long.
+_VERDICT_LIFE: t.Final = 2.0
 
 #: Seconds for which a path that was denied to a new token starts no other login.
 _DENIAL_LIFE: t.Final = 60.0
@@ -311,19 +312,12 @@ class Session:
     # --- 403: dead, or denied? -------------------------------------------------------
 
     def _is_denial(self, login: _Login, error: VaultPermissionError) -> bool:
-        denied_until = self._denials.get((login.token.value, error.path), 0.0)
-
-        if denied_until > time.monotonic():
+        if self._method.name == "none" or self._alive(login, error.path):
             return True
 
-        if self._method.name == "none":
-            return True
-
-        if not self._alive(login, error.path):
-            return False
-
-        self._remember(login, error)
-        return True
+        # Nothing tells that the token lives, and a new one was denied the same before.
+        until = self._denials.get((login.token.value, error.path), 0.0)
+        return until > time.monotonic()
 
     def _remember(self, login: _Login, error: VaultPermissionError) -> None:
         if len(self._denials) >= _MOST_DENIALS:
