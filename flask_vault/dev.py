@@ -268,21 +268,19 @@ def _run(command: tuple[str, ...], environ: dict[str, str]) -> int:
     def pass_on(number: int, frame: object) -> None:
         if child is None:
             early.append(number)
-        else:
+        elif number != signal.SIGINT:
+            # The terminal sends Ctrl-C to the child as well.
             child.send_signal(number)
 
     with _handlers(
         {
-            signal.SIGINT: signal.SIG_IGN,
+            signal.SIGINT: pass_on,
             signal.SIGTERM: pass_on,
             signal.SIGHUP: pass_on,
         }
     ):
         try:
-            # An ignored signal would stay ignored in the child.
-            child = subprocess.Popen(  # noqa: S603 - the user's own command
-                command, env=environ, preexec_fn=_heed_interrupts
-            )
+            child = subprocess.Popen(command, env=environ)  # noqa: S603 - the user's
         except OSError as error:
             raise VaultConfigError(
                 f"The command {command[0]!r} cannot be run ({error.strerror}): check"
@@ -295,7 +293,3 @@ def _run(command: tuple[str, ...], environ: dict[str, str]) -> int:
         code = child.wait()
 
     return code if code >= 0 else 128 - code
-
-
-def _heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -478,7 +478,7 @@ def test_a_value_on_the_command_line_is_refused_and_not_repeated(
     shop: Factory, vault_mount: VaultMount
 ) -> None:
     """It is in the shell's history by then, but need not go into a build's log."""
-    result = run(shop, "set", "SECRET_KEY", CANARY)
+    result = run(shop, "set", "SECRET_KEY", CANARY, stdin="another")
     assert result.exit_code == 2
     assert CANARY not in result.output
     assert vault_mount.read("flask")["secret_key"] == CANARY
@@ -639,6 +639,26 @@ def test_an_extension_that_needs_its_config_at_once_is_in_nobodys_way(
         value = "postgresql://db.example.com/shop"
         assert run(create_app, "set", "database#uri", stdin=value).exit_code == 0
         assert run(create_app, "status").exit_code == 0
+
+
+def test_what_needs_the_config_alone_stops_the_factory_there(
+    shop: Factory, vault_mount: VaultMount
+) -> None:
+    """So it works before the app can start, and starts no thread of the app's."""
+    config = vault_mount.config(VAULT_SECRETS={"SECRET_KEY": "flask#secret_key"})
+    called: list[Flask] = []
+    create_app = factory(config, after=called.append)
+
+    for arguments in (
+        *(("get", "SECRET_KEY"), ("set", "SECRET_KEY"), ("list",), ("init",)),
+        *(("rotate", "--list-backups"), ("rotate", "--all", "--dry-run")),
+    ):
+        result = run(create_app, *arguments, stdin="new")
+        assert result.exit_code == 0
+        assert called == []
+
+    assert run(create_app, "status").exit_code == 0
+    assert called
 
 
 def test_a_factory_that_takes_failures_for_its_own_is_still_asked(

@@ -19,6 +19,7 @@ import urllib.request
 
 import pytest
 
+from flask_vault import dev as dev_module
 from flask_vault.testing.ports import lease_ports
 
 CANARY = "canary-a40b"
@@ -515,36 +516,57 @@ def started(
 READY = "print('ready', flush=True); import time; time.sleep(60)"
 
 
+#: Says which signal it got, and leaves in its own way.
+TALKS = """\
+import signal, time
+def leave(number, frame):
+    print("got", signal.Signals(number).name, flush=True)
+    raise SystemExit(7)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, leave)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_passed_on(number: signal.Signals, folder: pathlib.Path) -> None:
-    """A process manager knows our process only."""
-    with started(folder, *python(READY)) as run:
+    """A process manager knows our process only. What the signal means, and how to end,
+    is for the command to decide."""
+    with started(folder, *python(TALKS)) as run:
         printed = run.read_until("ready")
         run.process.send_signal(number)
-        assert run.process.wait(20) == 128 + number
+        run.read_until(f"got {number.name}")
+        assert run.process.wait(20) == 7
 
     assert_nothing_is_left(folder, printed)
 
 
 def test_ctrl_c_reaches_both_and_the_command_decides(folder: pathlib.Path) -> None:
     """A terminal sends it to the whole group."""
-    code = (
-        "import signal, time\n"
-        "def leave(*args):\n"
-        "    print('goodbye', flush=True)\n"
-        "    raise SystemExit(7)\n"
-        "signal.signal(signal.SIGINT, leave)\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(60)\n"
-    )
-
-    with started(folder, *python(code)) as run:
+    with started(folder, *python(TALKS)) as run:
         printed = run.read_until("ready")
         os.killpg(run.process.pid, signal.SIGINT)
-        run.read_until("goodbye")
+        run.read_until("got SIGINT")
         assert run.process.wait(20) == 7
 
     assert_nothing_is_left(folder, printed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_the_command_is_started_is_not_lost(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too late to end this process at once, too early for the other one to hear it."""
+    real = subprocess.Popen
+
+    def start(*args: t.Any, **kwargs: t.Any) -> subprocess.Popen[bytes]:
+        os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("flask_vault.dev.subprocess.Popen", start)
+    command = (sys.executable, "-c", "import time; time.sleep(5)")
+    assert dev_module._run(command, dict(os.environ)) == 128 + number
 
 
 def test_a_command_that_a_signal_ends_gives_the_shells_code(

@@ -217,6 +217,7 @@ def test_each_rotation_names_its_backup_its_operation_and_its_end(shop: Shop) ->
         (["flask"], {"flask#secret_key", "flask#jwt"}),
         (["/flask/"], {"flask#secret_key", "flask#jwt"}),
         (["SECRET_KEY", "STRIPE_API_KEY"], {"flask#secret_key", "stripe#api_key"}),
+        (["SECRET_KEY", "JWT_SECRET_KEY"], {"flask#secret_key", "flask#jwt"}),
     ],
 )
 def test_secret_takes_a_config_key_a_name_or_a_path(
@@ -226,6 +227,9 @@ def test_secret_takes_a_config_key_a_name_or_a_path(
     assert result.exit_code == 0
     assert shop.changed() == changed
     assert POLLING in result.stdout
+    # One version for each document, however many of its fields were named.
+    assert result.stdout.count("version 2") == len(shop.backups())
+    assert "version 3" not in result.stdout
 
 
 def test_a_document_that_is_named_several_times_is_rotated_once(shop: Shop) -> None:
@@ -351,6 +355,15 @@ def test_without_a_backup_key_nothing_is_rotated_and_the_cure_is_named(
 
     assert shop.changed() == set()
     assert shop.rotate("--restore", "x.json").exit_code == 6
+
+
+def test_that_there_is_no_backup_key_is_known_without_vault(
+    proxied: Shop, vault_proxy: FaultProxy
+) -> None:
+    """A retry, which is the cure of code 4, would not mend it."""
+    vault_proxy.cut()
+    proxied.more["VAULT_BACKUP_KEYS"] = None
+    assert proxied.rotate("--secret", "SECRET_KEY").exit_code == 6
 
 
 def test_the_key_that_backup_key_makes_is_a_good_one(shop: Shop) -> None:
@@ -619,6 +632,39 @@ def test_somebody_else_was_first(proxied: Shop, vault_proxy: FaultProxy) -> None
     assert "rotated by somebody else meanwhile" in result.stderr
     assert proxied.read()["flask"] == theirs
     assert POLLING not in result.output
+
+
+def test_the_next_command_for_an_absolute_reference_can_be_pasted(
+    proxied: Shop, vault_proxy: FaultProxy
+) -> None:
+    ref = f"/{proxied.mount.name}/flask#secret_key"
+    proxied.more["VAULT_SECRETS"] = {"SECRET_KEY": {"ref": ref, "rotate": "token"}}
+    proxied.more["VAULT_PREFIX"] = "shop"
+    theirs = {**FIRST["flask"], "secret_key": "theirs"}
+    before_each_write(vault_proxy, lambda: proxied.mount.write("flask", theirs))
+    result = proxied.rotate("--all")
+    assert result.exit_code == 3
+    (following,) = re.findall(r"flask (vault get .*)", result.stderr)
+    assert proxied.run(*shlex.split(following)[1:]).exit_code == 0
+
+    vault_proxy.answer(503, match=is_write, times=2)
+    result = proxied.rotate("--all")
+    assert result.exit_code == 4
+    (following,) = re.findall(r"flask (vault rotate .*)", result.stderr)
+    assert proxied.run(*shlex.split(following)[1:]).exit_code == 0
+
+
+def test_a_restore_that_was_cut_off_names_the_next_command(
+    proxied: Shop, vault_proxy: FaultProxy
+) -> None:
+    proxied.rotate("--secret", "SECRET_KEY")
+    (file,) = proxied.backups()
+    vault_proxy.answer(503, match=is_write, times=2)
+    result = proxied.rotate("--restore", file)
+    assert result.exit_code == 4
+    (following,) = re.findall(r"flask (vault rotate .*)", result.stderr)
+    assert proxied.run(*shlex.split(following)[1:]).exit_code == 0
+    assert proxied.changed() == set()
 
 
 def test_another_field_that_is_written_meanwhile_stays(

@@ -807,20 +807,14 @@ def test_a_redirect_takes_the_token_nowhere(
     client: VaultClient, vault_server: DevServer, vault_proxy: FaultProxy
 ) -> None:
     with FaultProxy(vault_server.address) as stranger:
-        for status, kind in {
-            301: VaultResponseError,
-            302: VaultResponseError,
-            # A standby's word for its leader, which may come back.
-            307: VaultUnavailableError,
-            308: VaultResponseError,
-        }.items():
+        for status in (301, 302, 307, 308):
             vault_proxy.answer(status, headers={"Location": stranger.address})
 
             for call in (
                 lambda: client.get_secret("app", "key", use_cache=False),
                 lambda: client.set_secret("app", {"key": "x"}),
             ):
-                with pytest.raises(kind, match="not followed"):
+                with pytest.raises(VaultResponseError, match="not followed"):
                     call()
 
         assert stranger.connections == 0
