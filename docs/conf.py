@@ -54,10 +54,13 @@ nitpick_ignore = [
     ("py:class", "flask_vault.client.Pin"),
     ("py:class", "flask_vault.entries.Entry"),
     ("py:class", "flask_vault.settings.Settings"),
+    ("py:class", "flask_vault.testing.cluster.C"),
     ("py:class", "flask_vault.testing.proxy.P"),
     ("py:class", "flask_vault.testing.server.D"),
     ("py:class", "flask_vault.vault.kv.Document"),
     ("py:class", "flask_vault.vault.kv.Location"),
+    # A tuple of texts, by another name.
+    ("py:class", "Credential"),
     # It has no inventory.
     ("py:class", "hvac.Client"),
 ]
@@ -89,5 +92,14 @@ def name_as_documented(
         node["reftarget"] = documented_as[target]
 
 
+def leave_out_unnamed(app: Sphinx, context: object, lines: list[str]) -> None:
+    """An argument without a name is none: it is there to be refused."""
+    text = "\n".join([*lines, ""]).split(".. option:: ")
+    lines[:] = ".. option:: ".join(
+        part for part in text if not part.startswith("\n")
+    ).splitlines()
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("sphinx-click-process-arguments", leave_out_unnamed)
     app.connect("missing-reference", name_as_documented, priority=400)

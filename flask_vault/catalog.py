@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import dataclasses
 import functools
 import typing as t
 
@@ -13,7 +14,7 @@ from .errors import RotationError
 from .errors import VaultConfigError
 from .rotation import generators
 from .rotation.runner import Target
-from .vault.kv import Location
+from .vault.documents import Location
 
 
 class Catalog:
@@ -88,7 +89,7 @@ class Catalog:
                     continue
 
                 rotation = t.cast(Rotation, chosen[0].rotation)
-                label = chosen[0].reference.path
+                label = str(dataclasses.replace(chosen[0].reference, field=None))
 
                 if rotation.kind == "signing":
                     makers[field] = functools.partial(
@@ -124,7 +125,8 @@ class Catalog:
             location = self.location_of(entry).newest()
 
             if location.path == path:
-                return location, entry.reference.path
+                label = dataclasses.replace(entry.reference, field=None)
+                return location, str(label)
 
         home = f"{self.mount}/{self.prefix}/"
 

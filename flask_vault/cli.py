@@ -7,6 +7,7 @@ that is heavy; each command imports what it needs.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import typing as t
 
@@ -20,6 +21,8 @@ from .console import polling_notice
 from .console import say_error
 from .console import table
 from .invocation import exit_code_of
+from .invocation import Mode
+from .invocation import worst
 
 if t.TYPE_CHECKING:
     from .entries import Reference
@@ -41,7 +44,7 @@ def status(context: click.Context, as_json: bool) -> None:
 
     Asks Vault now. The values are not shown.
     """
-    with opened_app(context, "tolerate") as (state, error):
+    with opened_app(context, "tolerate", quiet=True) as (state, error):
         from .health import age_of
         from .resolve import Outcome
 
@@ -80,14 +83,24 @@ def status(context: click.Context, as_json: bool) -> None:
                 )
             )
 
-            for sentence in dict.fromkeys(r["error"] for r in rows if r["error"]):
-                click.secho(str(sentence), err=True, fg="yellow")
+            for sentence, keys in _by_sentence(rows).items():
+                click.secho(f"{', '.join(keys)}: {sentence}", err=True, fg="yellow")
 
         if error is not None:
             if not any(row["error"] for row in rows):
                 say_error(str(error))
 
             raise click.exceptions.Exit(exit_code_of(error))
+
+
+def _by_sentence(rows: list[dict[str, t.Any]]) -> dict[str, list[str]]:
+    sentences: dict[str, list[str]] = {}
+
+    for row in rows:
+        if row["error"]:
+            sentences.setdefault(row["error"], []).append(row["key"])
+
+    return sentences
 
 
 @vault_group.command()
@@ -104,8 +117,8 @@ def get(context: click.Context, ref: str, reveal: bool) -> None:
         from .values import pick
         from .values import RESERVED
 
-        reference = _reference(state, ref)
-        location = state.client.catalog.location(reference)
+        reference, version = _reference(state, ref)
+        location = state.client.catalog.location(reference, version)
         document = state.client.kv.read(location)
 
         if reference.field is None:
@@ -115,15 +128,15 @@ def get(context: click.Context, ref: str, reveal: bool) -> None:
             fields = {reference.field: value}
 
         if reveal:
-            shown = fields if reference.field is None else fields[reference.field]
-            click.echo(shown if isinstance(shown, str) else json.dumps(shown))
+            value = fields if reference.field is None else fields[reference.field]
+            click.echo(value if isinstance(value, str) else json.dumps(value))
             return
 
-        version = "-" if document.version is None else str(document.version)
+        shown = "-" if document.version is None else str(document.version)
         click.echo(
             table(
                 ("field", "version", "value"),
-                ((name, version, _MASK) for name in fields),
+                ((name, shown, _MASK) for name in fields),
             )
         )
 
@@ -135,15 +148,26 @@ def get(context: click.Context, ref: str, reveal: bool) -> None:
     type=click.IntRange(min=0),
     help="Write only when this version is there; 0 for none.",
 )
+@click.argument("surplus", nargs=-1, type=click.UNPROCESSED, metavar="")
 @click.pass_context
-def set_command(context: click.Context, ref: str, cas: int | None) -> None:
+def set_command(
+    context: click.Context, ref: str, cas: int | None, surplus: tuple[str, ...]
+) -> None:
     """Write REF, a config key or a reference such as stripe#api_key.
 
     The value comes from a prompt, or from standard input, never from the command line,
     which other users of the host can see. A REF without a field takes a JSON object.
     """
-    with opened_app(context, "inspect") as (state, _):
-        reference = _reference(state, ref)
+    if surplus:
+        # Not shown again: it is most likely the value.
+        raise click.UsageError(
+            "The value does not go on the command line, where others can see it: leave"
+            " it out and type it at the prompt, or send it to standard input. What was"
+            " typed is in the shell's history: take it for known."
+        )
+
+    with opened_app(context, "inspect", writes=True) as (state, _):
+        reference, _ = _reference(state, ref)
         data = _read_value(reference)
         path = f"/{reference.path}" if reference.absolute else reference.path
         version = state.client.set_secret(path, data, cas=cas)
@@ -160,7 +184,15 @@ def _read_value(reference: Reference) -> dict[str, t.Any]:
             f"Value of {reference}", hide_input=True, confirmation_prompt=True
         )
     else:
-        raw = stdin.read().removesuffix("\n").removesuffix("\r")
+        try:
+            raw = stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError:
+            raise click.UsageError(
+                "The value is no text in UTF-8: encode it as base64, and give the entry"
+                " 'cast': 'bytes'."
+            ) from None
+
+        raw = raw.removesuffix("\n").removesuffix("\r")
 
     if not raw:
         raise click.UsageError(
@@ -202,10 +234,10 @@ def init(context: click.Context) -> None:
     The mount if the token may, documents, and a generated value for each entry with
     'rotate'. What exists stays as it is. Works before the app can start.
     """
-    with opened_app(context, "inspect") as (state, _):
+    with opened_app(context, "inspect", writes=True) as (state, _):
         from .provisioning import provision
 
-        done = provision(state.client.kv, state.client.catalog)
+        done = provision(state.client.kv, state.client.catalog, environ=os.environ)
         click.echo(
             table(
                 ("reference", "state", "keys"),
@@ -218,16 +250,21 @@ def init(context: click.Context) -> None:
         if any(p.action == "created" for p in done):
             click.echo(polling_notice(state))
 
-        missing = [p.reference for p in done if p.action == "missing"]
+        codes = [0]
 
-        for reference in missing:
-            say_error(
-                f"{reference} has no value, and only you know it: run 'flask vault set"
-                f" {reference}'."
-            )
+        for found in done:
+            if found.action == "missing":
+                codes.append(5 if found.needed else 0)
+                say_error(
+                    f"{found.reference} has no value, and only you know it: run 'flask"
+                    f" vault set {found.reference}'."
+                )
 
-        if missing:
-            raise click.exceptions.Exit(5)
+        for denial in {p.error for p in done if p.error is not None}:
+            codes.append(exit_code_of(denial))
+            say_error(str(denial))
+
+        raise click.exceptions.Exit(worst(codes))
 
 
 @vault_group.command("backup-key")
@@ -236,7 +273,7 @@ def backup_key() -> None:
 
     Keep it outside of Vault: a backup must open when Vault is gone.
     """
-    from .rotation.envelope import new_key
+    from .rotation.keys import new_key
 
     click.echo(new_key())
 
@@ -281,7 +318,9 @@ def rotate(
 
     asks_nothing = list_backups or dry_run
 
-    with opened_app(context, "inspect" if asks_nothing else "tolerate") as opened:
+    mode: Mode = "inspect" if asks_nothing else "tolerate"
+
+    with opened_app(context, mode, writes=True) as opened:
         from . import rotate_command
 
         state, error = opened
@@ -304,9 +343,7 @@ def rotate(
             )
 
 
-@vault_group.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
-)
+@vault_group.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "--seed",
     type=click.File("r", encoding="utf-8"),
@@ -339,11 +376,12 @@ def dev(
     raise click.exceptions.Exit(code)
 
 
-def _reference(state: AppState, ref: str) -> Reference:
+def _reference(state: AppState, ref: str) -> tuple[Reference, int | None]:
+    """What a person means, and the version that its entry pins."""
     from .entries import Reference
 
     for entry in state.entries:
         if ref in {entry.key, entry.secret.name}:
-            return entry.reference
+            return entry.reference, entry.secret.version
 
-    return Reference.parse(ref)
+    return Reference.parse(ref), None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import contextlib
 import copy
 import functools
 import logging
 import os
 import pathlib
+import random
+import time
 import typing as t
 
+from .bootstrap import BootstrapCache
 from .catalog import Catalog
 from .catalog import not_yet
 from .entries import Entry
@@ -32,15 +34,16 @@ from .rotation.runner import Rotated
 from .rotation.runner import Runner
 from .rotation.runner import Target
 from .settings import Settings
+from .startup import load_documents
 from .store import Snapshot
 from .store import Store
 from .values import pick
 from .values import RESERVED
 from .vault.auth import parse_auth
-from .vault.kv import Document
+from .vault.documents import Document
+from .vault.documents import Location
+from .vault.endpoint import Endpoint
 from .vault.kv import KV
-from .vault.kv import Location
-from .vault.transport import Endpoint
 from .vault.transport import Transport
 
 P = t.ParamSpec("P")
@@ -109,14 +112,26 @@ class VaultClient:
         if not settings.enabled:
             return
 
+        key = settings.client_key or settings.client_cert
         endpoint = Endpoint(
-            t.cast(str, settings.address),
+            settings.addresses,
             namespace=settings.namespace,
             verify=settings.verify,
+            client_cert=(
+                None
+                if settings.client_cert is None
+                else (settings.client_cert, t.cast(str, key))
+            ),
+            server_name=settings.server_name,
+            proxy=settings.proxy,
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
         )
-        self._transport = Transport(endpoint, parse_auth(settings.auth, settings.token))
+        self._transport = Transport(
+            endpoint,
+            parse_auth(settings.auth, settings.token),
+            revoke_on_exit=settings.revoke_on_exit,
+        )
         self._kv = KV(self._transport, settings.kv_version)
         self._store = Store(
             self._kv, ttl=settings.cache_ttl, max_stale=settings.max_stale
@@ -138,7 +153,7 @@ class VaultClient:
         )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.settings.address}>"
+        return f"<{type(self).__name__} {' or '.join(self.settings.addresses)}>"
 
     # --- reading ---------------------------------------------------------------------
 
@@ -239,31 +254,26 @@ class VaultClient:
 
         return document
 
-    def load(self) -> dict[Location, Document | VaultError]:
+    def load(self, patience: float = 0.0) -> dict[Location, Document | VaultError]:
         """Read each document that the entries name once, several at a time.
 
-        Logs in first: a login that fails is not tried again for each document.
+        :param patience: seconds to wait for a server that does not answer.
         """
-        places = list(
-            dict.fromkeys(
-                self.catalog.location_of(entry) for entry in self.catalog.entries
+        settings = self.settings
+        cache = None
+
+        if settings.bootstrap_cache is not None:
+            cache = BootstrapCache(
+                settings.bootstrap_cache,
+                settings.backup_keys,
+                (settings.namespace, settings.mount, settings.prefix),
+                settings.bootstrap_max_age,
             )
+
+        places = [self.catalog.location_of(entry) for entry in self.catalog.entries]
+        return load_documents(
+            self._transport, self._kv, self._store, places, cache, patience
         )
-
-        if not places:
-            return {}
-
-        try:
-            self._transport.login()
-
-            for place in places:
-                # What is wrong with one mount is told by the reads in it.
-                with contextlib.suppress(VaultConfigError, VaultPermissionError):
-                    self._kv.mount_of(place)
-        except (VaultLoginError, VaultUnavailableError) as error:
-            return dict.fromkeys(places, without_frames(error))
-
-        return self._store.read_many(places)
 
     def list_secrets(self, path: str = "") -> list[str]:
         """The names below a path; those of folders end with a slash.
@@ -335,6 +345,8 @@ class VaultClient:
                 if cas is not None or attempt == _TRIES:
                     raise
 
+                # A standby that lags behind needs a moment (measured: up to 0.4 s).
+                time.sleep(random.uniform(0.02, 0.05 * 2**attempt))  # noqa: S311
                 continue
 
             self._hold(
@@ -476,9 +488,12 @@ class VaultClient:
             if said.get("initialized") and not said.get("sealed"):
                 result["token_ttl"] = self._transport.token_ttl()
                 result["authenticated"] = True
-        except (VaultLoginError, VaultPermissionError) as error:
+        except VaultLoginError as error:
             result["authenticated"] = False
             result["error"] = type(error).__name__
+        except VaultPermissionError:
+            # It lives. Without the policy "default" it may not look itself up.
+            pass
         except VaultError as error:
             result["error"] = type(error).__name__
 
@@ -506,7 +521,7 @@ class VaultClient:
 
         :raises VaultConfigError: when ``VAULT_ENABLED`` is false.
         """
-        self._require_enabled("Vault")
+        self._require_enabled("What is in Vault")
         return self._kv
 
     @property
@@ -534,8 +549,8 @@ class VaultClient:
     def _require_enabled(self, what: str) -> None:
         if not self.settings.enabled:
             raise VaultConfigError(
-                f"{what!r} cannot be read or written, since VAULT_ENABLED is False:"
-                " give 'fallback_env', or set VAULT_ENABLED to True."
+                f"{what} cannot be read or written, since VAULT_ENABLED is False: set"
+                " it to True."
             )
 
 

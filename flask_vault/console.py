@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
+import logging
+import traceback
 import typing as t
 
 import click
@@ -29,25 +31,27 @@ class Opened(t.NamedTuple):
 
 
 @contextlib.contextmanager
-def opened_app(context: click.Context, mode: Mode) -> cabc.Iterator[Opened]:
+def opened_app(
+    context: click.Context,
+    mode: Mode,
+    *,
+    writes: bool = False,
+    quiet: bool = False,
+) -> cabc.Iterator[Opened]:
     """The app's state inside its context; a :exc:`VaultError` ends the command.
 
     :param mode: ``inspect`` stops the factory at ``init_app``, and asks Vault nothing.
         ``tolerate`` loads the app; when that fails, the state comes with the error.
+    :param writes: log in with ``VAULT_ROTATE_AUTH``.
+    :param quiet: the command says itself what the log would say of the loading.
     """
     from .errors import VaultError
-    from .loading import Inspected
 
     info = context.ensure_object(ScriptInfo)
 
     try:
-        try:
-            with loading(mode):
-                app = info.load_app()
-        except Inspected as inspected:
-            opened = Opened(inspected.state, inspected.error)
-        else:
-            opened = Opened(_state_of(app), None)
+        with loading(mode, writes=writes), _quiet(quiet):
+            opened = _open(info)
 
         with opened.state.app.app_context():
             yield opened
@@ -56,13 +60,59 @@ def opened_app(context: click.Context, mode: Mode) -> cabc.Iterator[Opened]:
         fail(error)
 
 
+def _open(info: ScriptInfo) -> Opened:
+    from .errors import VaultConfigError
+    from .errors import VaultError
+    from .loading import Inspected
+    from .loading import MADE
+
+    before = MADE.get()
+
+    try:
+        return Opened(_state_of(info.load_app()), None)
+    except Inspected as inspected:
+        return Opened(inspected.state, inspected.error)
+    except (VaultError, click.ClickException, click.exceptions.Exit):
+        raise
+    except Exception as error:
+        # By then the app may have its secrets, and the text may hold one.
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
+        failure = VaultConfigError(
+            f"The app cannot be made: {type(error).__name__} at {where}. 'flask routes'"
+            " shows the whole of it."
+        )
+
+    made = MADE.get()
+
+    if made is None or made is before:
+        raise failure
+
+    return Opened(made, failure)
+
+
+@contextlib.contextmanager
+def _quiet(quiet: bool) -> cabc.Iterator[None]:
+    logger = logging.getLogger("flask_vault")
+    before = logger.disabled
+    logger.disabled = quiet or before
+
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _state_of(app: Flask) -> AppState:
     from .extension import state_of
 
     try:
         return state_of(app)
     except RuntimeError as error:
-        raise click.ClickException(str(error)) from None
+        failure = str(error)
+
+    say_error(failure)
+    raise click.exceptions.Exit(2)
 
 
 def fail(error: VaultError) -> t.NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,19 +18,20 @@ import typing as t
 import click
 from flask.cli import ScriptInfo
 
+from .catalog import Catalog
 from .console import opened_app
 from .console import table
 from .entries import Entry
 from .entries import MISSING
 from .errors import VaultConfigError
 from .policy import app_policy
+from .provisioning import fields_of
 from .provisioning import provision
 from .provisioning import Seed
-from .rotation.envelope import new_key
+from .rotation.keys import new_key
 from .settings import DEV_FILE
 from .settings import ENVIRONMENT
 from .testing import DevServer
-from .vault.kv import Location
 
 _ROLE: t.Final = "flask-vault-dev"
 
@@ -94,14 +96,22 @@ def _prepare(
         "VAULT_AUTH": {"method": "token", "token": server.root_token},
         "VAULT_TOKEN": None,
         "VAULT_NAMESPACE": None,
+        "VAULT_KV_VERSION": None,
         "VAULT_CACERT": None,
         "VAULT_SKIP_VERIFY": False,
+        "VAULT_CLIENT_CERT": None,
+        "VAULT_CLIENT_KEY": None,
+        "VAULT_PROXY": None,
+        "VAULT_ROTATE_AUTH": None,
+        "VAULT_BOOTSTRAP_CACHE": None,
         "VAULT_BACKUP_DIR": str(folder / "backups"),
         "VAULT_BACKUP_KEYS": [new_key()],
     }
     file = folder / "settings.json"
     _write_private(file, json.dumps(overrides))
     names = {name for names in ENVIRONMENT.values() for name in names}
+    # What this flask command tells itself would keep app.run() from running.
+    names.add("FLASK_RUN_FROM_CLI")
     environ = {k: v for k, v in os.environ.items() if k not in names}
     environ[DEV_FILE] = str(file)
     # A new server has one environment, so naming it is no guess.
@@ -164,7 +174,8 @@ def _fill(
 
         with opened_app(context, "inspect") as (state, _):
             client = state.client
-            done = provision(client.kv, client.catalog, _seed(seeds))
+            seed = _seed(seeds, client.catalog)
+            done = provision(client.kv, client.catalog, seed, environ)
 
             if done:
                 click.echo(
@@ -172,6 +183,14 @@ def _fill(
                         ("reference", "state", "keys"),
                         ((p.reference, p.action, ", ".join(p.keys)) for p in done),
                     )
+                )
+
+            missing = [p.reference for p in done if p.action == "missing" and p.needed]
+
+            if missing:
+                click.echo(
+                    f"Only you know {', '.join(missing)}: put a value into the file"
+                    " that --seed names."
                 )
 
             policy = app_policy(client.catalog, client.kv.mount_of)
@@ -183,26 +202,40 @@ def _fill(
     return server.create_approle(_ROLE, policy or 'path "none" {}\n')
 
 
-def _seed(seeds: object) -> Seed:
-    if seeds is None:
-        seeds = {}
+def _seed(seeds: object, catalog: Catalog) -> Seed:
+    given: dict[str, dict[str, t.Any]] = {} if seeds is None else t.cast(t.Any, seeds)
 
-    if not isinstance(seeds, dict) or not all(
-        isinstance(fields, dict) for fields in seeds.values()
+    if not isinstance(given, dict) or not all(
+        isinstance(fields, dict) for fields in given.values()
     ):
         raise VaultConfigError(
             'The --seed file is a JSON object such as {"stripe": {"api_key": "..."}}.'
         )
 
-    known: dict[str, dict[str, t.Any]] = seeds
+    known: dict[str, set[str]] = {}
 
-    def seed(location: Location, field: str, entry: Entry) -> t.Any:
-        given = known.get(entry.reference.path, {}).get(field)
+    for entry in catalog.entries:
+        known.setdefault(_path_of(entry), set()).update(fields_of(entry))
 
-        if given is not None:
-            return given
+    for path, fields in given.items():
+        wanted = known.get(path)
 
-        secret = entry.secret
+        for field in fields if wanted is None else set(fields) - wanted:
+            # An entry that wants the whole document takes any field.
+            if wanted is None or "" not in wanted:
+                raise VaultConfigError(
+                    f"The --seed file has {f'{path}#{field}'!r}, which no entry of"
+                    f" VAULT_SECRETS names; the paths are {', '.join(sorted(known))}."
+                )
+
+    def seed(field: str, entry: Entry) -> t.Any:
+        path, secret = _path_of(entry), entry.secret
+
+        if field == "":
+            return given.get(path)
+
+        if given.get(path, {}).get(field) is not None:
+            return given[path][field]
 
         if secret.template is None and secret.env and os.environ.get(secret.env):
             return os.environ[secret.env]
@@ -211,9 +244,13 @@ def _seed(seeds: object) -> Seed:
             return None
 
         # Obviously no secret, and enough for the app to start.
-        return f"dev-{entry.reference.path.replace('/', '-')}-{field}"
+        return f"dev-{path.strip('/').replace('/', '-')}-{field}"
 
     return seed
+
+
+def _path_of(entry: Entry) -> str:
+    return str(dataclasses.replace(entry.reference, field=None))
 
 
 def _write_private(path: pathlib.Path, text: str) -> None:
@@ -231,21 +268,19 @@ def _run(command: tuple[str, ...], environ: dict[str, str]) -> int:
     def pass_on(number: int, frame: object) -> None:
         if child is None:
             early.append(number)
-        else:
+        elif number != signal.SIGINT:
+            # The terminal sends Ctrl-C to the child as well.
             child.send_signal(number)
 
     with _handlers(
         {
-            signal.SIGINT: signal.SIG_IGN,
+            signal.SIGINT: pass_on,
             signal.SIGTERM: pass_on,
             signal.SIGHUP: pass_on,
         }
     ):
         try:
-            # An ignored signal would stay ignored in the child.
-            child = subprocess.Popen(  # noqa: S603 - the user's own command
-                command, env=environ, preexec_fn=_heed_interrupts
-            )
+            child = subprocess.Popen(command, env=environ)  # noqa: S603 - the user's
         except OSError as error:
             raise VaultConfigError(
                 f"The command {command[0]!r} cannot be run ({error.strerror}): check"
@@ -258,7 +293,3 @@ def _run(command: tuple[str, ...], environ: dict[str, str]) -> int:
         code = child.wait()
 
     return code if code >= 0 else 128 - code
-
-
-def _heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -327,6 +327,11 @@ def _check_entry(entry: Entry) -> None:
             " or add a 'template', or 'cast': 'json' for the whole document."
         )
 
+    if entry.key == "SECRET_KEY_FALLBACKS" and isinstance(secret.default, str):
+        raise VaultConfigError(
+            "'default' must be a list, or Flask takes each letter of it for a key."
+        )
+
     if entry.rotation is None:
         return
 

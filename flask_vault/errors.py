@@ -67,6 +67,11 @@ class VaultConfigError(VaultError):
 class VaultUnavailableError(VaultError):
     """Nobody could answer. Nothing is known about the secret itself."""
 
+    #: Whether the request may have been carried out all the same.
+    maybe_done: bool = False
+    #: Seconds after which the server wants to be asked again, if it said so.
+    retry_after: float | None = None
+
 
 class VaultConnectionError(VaultUnavailableError):
     """No HTTP answer: refused, reset, timed out, or the name does not resolve."""

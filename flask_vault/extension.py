@@ -17,7 +17,7 @@ from .errors import VaultConfigError
 from .errors import VaultError
 from .errors import without_frames
 from .invocation import for_cli
-from .invocation import is_only_asked_for_help
+from .invocation import will_not_use_it
 from .placeholders import placeholders
 
 if t.TYPE_CHECKING:
@@ -56,27 +56,17 @@ class FlaskVault:
                 " or flask_vault.get_vault_client(), instead of calling init_app again."
             )
 
-        if is_only_asked_for_help():
+        if will_not_use_it():
             _postpone(app)
             return
 
-        from .loading import new_state
+        state = _load(app)
+        app.extensions["vault"] = state
 
-        try:
-            state = new_state(app)
-        except VaultError as error:
-            failure = without_frames(error)
-        else:
-            app.extensions["vault"] = state
+        if state.settings.health:
+            from .health import new_blueprint
 
-            if state.settings.health:
-                from .health import new_blueprint
-
-                app.register_blueprint(new_blueprint(state))
-
-            return
-
-        raise for_cli(failure)
+            app.register_blueprint(new_blueprint(state))
 
     @property
     def client(self) -> VaultClient:
@@ -89,9 +79,22 @@ class FlaskVault:
     def __repr__(self) -> str:
         if has_app_context():
             with contextlib.suppress(RuntimeError):
-                return f"<{type(self).__name__} {get_vault_client().settings.address}>"
+                addresses = get_vault_client().settings.addresses
+                return f"<{type(self).__name__} {' or '.join(addresses)}>"
 
         return f"<{type(self).__name__}>"
+
+
+def _load(app: Flask) -> AppState:
+    """The loaded state of an app; errors leave without the frames they came through."""
+    from .loading import new_state
+
+    try:
+        return new_state(app)
+    except VaultError as error:
+        failure = without_frames(error)
+
+    raise for_cli(failure)
 
 
 def _postpone(app: Flask) -> None:
@@ -108,9 +111,7 @@ def _postpone(app: Flask) -> None:
     @app.before_request
     def load_before_the_first_request() -> None:
         if "vault" not in app.extensions:
-            from .loading import new_state
-
-            app.extensions["vault"] = new_state(app)
+            app.extensions["vault"] = _load(app)
 
 
 def state_of(app: Flask) -> AppState:

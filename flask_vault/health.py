@@ -54,7 +54,10 @@ def status_of(state: AppState) -> str:
     if not state.loaded:
         return "fail"
 
-    if state.client.failing or any(o.error for o in state.outcomes.values()):
+    if state.client.failing or any(
+        outcome.error or outcome.source == "cache"
+        for outcome in state.outcomes.values()
+    ):
         return "warn"
 
     return "pass"

@@ -11,6 +11,9 @@ import sys
 import typing as t
 
 import click
+from flask.cli import run_command
+from flask.helpers import get_debug_flag
+from werkzeug.serving import is_running_from_reloader
 
 from .errors import AlreadyRotatedError
 from .errors import BackupError
@@ -29,6 +32,11 @@ MODE: contextvars.ContextVar[Mode | None] = contextvars.ContextVar(
     "flask_vault_mode", default=None
 )
 
+#: Whether the command writes, and logs in with ``VAULT_ROTATE_AUTH``.
+WRITES: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "flask_vault_writes", default=False
+)
+
 _EXIT_CODES: t.Final[tuple[tuple[type[VaultError], int], ...]] = (
     (VaultConfigError, 2),
     (AlreadyRotatedError, 3),
@@ -38,6 +46,15 @@ _EXIT_CODES: t.Final[tuple[tuple[type[VaultError], int], ...]] = (
     (VaultLoginError, 7),
     (VaultPermissionError, 7),
 )
+
+
+#: The worst first.
+_WORST: t.Final = (5, 7, 6, 4, 2, 3, 0)
+
+
+def worst(codes: cabc.Iterable[int]) -> int:
+    """The exit code of a command that did several things."""
+    return min(codes, key=_WORST.index)
 
 
 def exit_code_of(error: VaultError) -> int:
@@ -54,18 +71,26 @@ def exit_code_of(error: VaultError) -> int:
 
 
 @contextlib.contextmanager
-def loading(mode: Mode) -> cabc.Iterator[None]:
+def loading(mode: Mode, *, writes: bool = False) -> cabc.Iterator[None]:
     """Have apps that are made inside loaded as a ``flask vault`` command needs."""
-    token = MODE.set(mode)
+    tokens = MODE.set(mode), WRITES.set(writes)
 
     try:
         yield
     finally:
-        MODE.reset(token)
+        MODE.reset(tokens[0])
+        WRITES.reset(tokens[1])
 
 
-def is_only_asked_for_help() -> bool:
-    """Whether this process builds the app to list its commands, and will run none."""
+def will_not_use_it() -> bool:
+    """Whether this process builds the app and will neither serve it nor run a command.
+
+    It lists the commands for ``flask --help``, or is the parent of the process that the
+    reloader of ``flask run`` starts.
+
+    The process' own command line does not tell: a test may run a command in a process
+    that was started as something else. Who called does.
+    """
     if MODE.get() is not None:
         return False
 
@@ -77,16 +102,41 @@ def is_only_asked_for_help() -> bool:
 
     context = click.get_current_context(silent=True)
 
-    # In a command's own callback, as in "flask run", the context is not a group's.
-    if context is None or not isinstance(context.command, click.Group):
+    if context is None:
         return False
 
-    arguments = sys.argv[1:]
+    # In a command's own callback the context is not a group's.
+    if not isinstance(context.command, click.Group):
+        return context.command is run_command and _reloads(context)
 
-    if "--" in arguments:
-        arguments = arguments[: arguments.index("--")]
+    frame = sys._getframe()
 
-    return "--help" in arguments or not arguments
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        name = frame.f_code.co_name
+        module = str(frame.f_globals.get("__name__"))
+
+        if not module.startswith(("click.", "flask.")):
+            continue
+
+        # click makes the text of "flask --help", which lists the app's commands.
+        if name in {"get_help", "format_help", "shell_complete"}:
+            return True
+
+        # click looks up the command of "flask db upgrade --help".
+        if name == "resolve_command":
+            arguments = list(frame.f_locals.get("args", ()))
+            end = arguments.index("--") if "--" in arguments else len(arguments)
+            return "--help" in arguments[:end]
+
+    return False
+
+
+def _reloads(context: click.Context) -> bool:
+    """Whether "flask run" will leave the serving to a child."""
+    reload = context.params.get("reload")
+    wanted = get_debug_flag() if reload is None else bool(reload)
+    return wanted and not is_running_from_reloader()
 
 
 def for_cli(error: VaultError) -> VaultError:

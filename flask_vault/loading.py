@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import logging
 import os
@@ -10,14 +11,23 @@ import pathlib
 from flask import Flask
 
 from .entries import parse_entries
+from .errors import VaultConfigError
 from .errors import VaultError
 from .errors import without_frames
 from .invocation import MODE
+from .invocation import WRITES
 from .settings import ENVIRONMENT
 from .settings import Settings
 from .state import AppState
 
 _log = logging.getLogger("flask_vault")
+
+
+#: The last state that was made in this context: a command has use for it when the app's
+#: factory fails after that.
+MADE: contextvars.ContextVar[AppState | None] = contextvars.ContextVar(
+    "flask_vault_made", default=None
+)
 
 
 class Inspected(BaseException):
@@ -48,17 +58,30 @@ def new_state(app: Flask) -> AppState:
         settings = dataclasses.replace(settings, backup_dir=directory)
 
     if mode is not None:
-        settings = _as_operator(settings)
+        # The cache is the app's: a person's command would leave a file of another user.
+        settings = dataclasses.replace(
+            _as_operator(settings, WRITES.get()), bootstrap_cache=None
+        )
+
+    if settings.health and settings.health_blueprint in app.blueprints:
+        raise VaultConfigError(
+            "VAULT_HEALTH_BLUEPRINT: the app has a blueprint"
+            f" {settings.health_blueprint!r} already: set it to another name, or"
+            " VAULT_HEALTH to False."
+        )
 
     state = AppState(app, settings, parse_entries(app.config.get("VAULT_SECRETS")))
 
     if mode == "inspect":
         raise Inspected(state, None)
 
+    MADE.set(state)
+
     _warn(app, state)
 
     try:
-        state.load()
+        # A person who runs a command reads the error and runs it again.
+        state.load(state.settings.startup_timeout if mode is None else 0.0)
     except VaultError as error:
         if mode is None:
             raise
@@ -83,12 +106,16 @@ def _warn(app: Flask, state: AppState) -> None:
         )
 
 
-def _as_operator(settings: Settings) -> Settings:
-    """A person's token from the environment goes before the app's own login."""
+def _as_operator(settings: Settings, writes: bool) -> Settings:
+    """Who a ``flask vault`` command is: the person whose token is in the environment,
+    or whoever may write, or the app itself."""
     for name in ENVIRONMENT["VAULT_TOKEN"]:
         token = os.environ.get(name, "").strip()
 
         if token:
             return dataclasses.replace(settings, token=token, auth=None)
+
+    if writes and settings.rotate_auth is not None:
+        return dataclasses.replace(settings, auth=settings.rotate_auth)
 
     return settings

@@ -23,12 +23,14 @@ def placeholders(raw: object) -> dict[str, t.Any]:
     if not isinstance(raw, cabc.Mapping):
         return {}
 
-    return {str(key): _placeholder(entry) for key, entry in raw.items()}
+    return {str(key): _placeholder(str(key), entry) for key, entry in raw.items()}
 
 
-def _placeholder(entry: object) -> t.Any:
+def _placeholder(key: str, entry: object) -> t.Any:
+    text = _text_for(key)
+
     if isinstance(entry, str):
-        return "unset"
+        return text
 
     def get(name: str) -> t.Any:
         if isinstance(entry, cabc.Mapping):
@@ -45,7 +47,15 @@ def _placeholder(entry: object) -> t.Any:
         try:
             return Template.parse(template).render(lambda name: "unset")
         except VaultError:
-            return "unset"
+            return text
 
     cast = get("cast")
-    return _BY_CAST.get(cast, "unset") if isinstance(cast, str) else "unset"
+    return _BY_CAST.get(cast, text) if isinstance(cast, str) else text
+
+
+def _text_for(key: str) -> str:
+    """Extensions parse an address at once, and a database's by the name of a driver."""
+    if "DATABASE" in key or "SQLALCHEMY" in key:
+        return "sqlite://"
+
+    return "unset://unset" if key.endswith(("_URI", "_URL", "_DSN")) else "unset"

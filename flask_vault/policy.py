@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections.abc as cabc
 
 from .catalog import Catalog
-from .vault.kv import Location
-from .vault.kv import Mount
+from .vault.documents import Location
+from .vault.documents import Mount
 
 
 def app_policy(catalog: Catalog, mount_of: cabc.Callable[[Location], Mount]) -> str:

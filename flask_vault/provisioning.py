@@ -8,66 +8,79 @@ import typing as t
 
 from .catalog import Catalog
 from .entries import Entry
-from .entries import Rotation
+from .entries import MISSING
 from .errors import CheckAndSetError
 from .errors import SecretNotFoundError
+from .errors import VaultError
+from .errors import VaultPermissionError
 from .rotation import generators
 from .templates import Template
-from .vault.kv import Document
+from .vault.documents import Document
+from .vault.documents import Location
 from .vault.kv import KV
-from .vault.kv import Location
 
 
 @dataclasses.dataclass(frozen=True)
 class Provision:
-    """What became of one field.
+    """What became of one field, or of a document that an entry wants whole.
 
-    :param action: ``exists``, ``created``, or ``missing``: only a person knows it.
+    :param action: ``exists``, ``created``, ``missing`` (only a person knows it), or
+        ``denied``.
+    :param needed: the app does not start without it.
     """
 
     reference: str
-    action: t.Literal["exists", "created", "missing"]
+    action: t.Literal["exists", "created", "missing", "denied"]
     keys: tuple[str, ...]
+    needed: bool = True
+    error: VaultError | None = None
 
 
-#: Gives the value of a field that nobody generates, or ``None``.
-Seed = cabc.Callable[[Location, str, Entry], t.Any]
+#: Gives the value of a field that nobody generates, or ``None``. For a document that an
+#: entry wants whole it is asked for the field ``""``, and gives a mapping.
+Seed = cabc.Callable[[str, Entry], t.Any]
+
+
+def no_seed(field: str, entry: Entry) -> t.Any:
+    """Knows nothing."""
+    return None
 
 
 def provision(
-    kv: KV, catalog: Catalog, seed: Seed = lambda location, field, entry: None
+    kv: KV,
+    catalog: Catalog,
+    seed: Seed = no_seed,
+    environ: cabc.Mapping[str, str] | None = None,
 ) -> list[Provision]:
     """Create mounts, documents and generated values.
 
     A value is generated for an entry with ``rotate``. One that is there is never
-    touched: the write is a check-and-set on the version that was read.
+    touched: the write is a check-and-set on the version that was read. A document that
+    is denied does not keep the others from being made.
 
     :param seed: asked for the fields that are not generated.
-    :raises VaultPermissionError: when the token may not write.
+    :param environ: where an entry's ``env`` may serve instead.
     """
-    wanted: dict[Location, dict[str, list[Entry]]] = {}
+    wanted: dict[Location, list[Entry]] = {}
 
     for entry in catalog.entries:
         # A pinned version cannot be made.
         if entry.secret.version is None:
-            fields = wanted.setdefault(catalog.location_of(entry), {})
+            wanted.setdefault(catalog.location_of(entry), []).append(entry)
 
-            for field in _fields(entry):
-                fields.setdefault(field, []).append(entry)
-
-    done: list[Provision] = []
-
-    for location, fields in wanted.items():
-        done += _provision_document(kv, location, fields, seed)
-
-    return done
+    return [
+        done
+        for location, entries in wanted.items()
+        for done in _provision_document(kv, location, entries, seed, environ or {})
+    ]
 
 
-def _fields(entry: Entry) -> list[str]:
+def fields_of(entry: Entry) -> list[str]:
+    """The fields of its document that an entry needs; ``""`` is the whole of it."""
     if entry.secret.template is not None:
         fields = list(Template.parse(entry.secret.template).fields)
     else:
-        fields = [entry.reference.field] if entry.reference.field else []
+        fields = [entry.reference.field or ""]
 
     if entry.rotated_field is not None:
         fields.append(entry.rotated_field)
@@ -78,44 +91,86 @@ def _fields(entry: Entry) -> list[str]:
 def _provision_document(
     kv: KV,
     location: Location,
-    fields: cabc.Mapping[str, list[Entry]],
+    entries: list[Entry],
     seed: Seed,
+    environ: cabc.Mapping[str, str],
 ) -> list[Provision]:
-    label = next(iter(fields.values()))[0].reference.path
-    new: dict[str, t.Any] = {}
+    fields: dict[str, list[Entry]] = {}
+
+    for entry in entries:
+        for field in fields_of(entry):
+            fields.setdefault(field, []).append(entry)
+
+    try:
+        present, created = _fill(kv, location, fields, seed)
+    except VaultPermissionError as error:
+        denial: VaultError | None = error
+        present, created = {}, set()
+    else:
+        denial = None
+
+    label = str(dataclasses.replace(entries[0].reference, field=None))
+    done: list[Provision] = []
+
+    for field, users in fields.items():
+        there = bool(present) if field == "" else field in present
+        action: t.Literal["exists", "created", "missing", "denied"] = (
+            "denied"
+            if denial
+            else "created"
+            if field in created
+            else "exists"
+            if there
+            else "missing"
+        )
+        done.append(
+            Provision(
+                f"{label}#{field}" if field else label,
+                action,
+                tuple(user.key for user in users),
+                any(_is_needed(user, environ) for user in users),
+                denial,
+            )
+        )
+
+    return done
+
+
+def _fill(
+    kv: KV, location: Location, fields: cabc.Mapping[str, list[Entry]], seed: Seed
+) -> tuple[cabc.Mapping[str, t.Any], set[str]]:
+    """Write what is missing and can be had.
+
+    :return: the document, and the fields that were made.
+    """
+    made: dict[str, t.Any] = {}
 
     while True:
         present = _present(kv, location)
-        missing = [field for field in fields if field not in present.data]
+        new: dict[str, t.Any] = {}
+        created: set[str] = set()
 
-        for field in missing:
-            if field not in new:
-                value = _generated(field, fields[field])
-                new[field] = (
-                    seed(location, field, fields[field][0]) if value is None else value
-                )
-
-        created = {f: new[f] for f in missing if new[f] is not None}
-
-        if created:
-            try:
-                kv.write(location, {**present.data, **created}, present.version)
-            except CheckAndSetError:
-                # Somebody else is creating it, too. Theirs stays.
+        for field, entries in fields.items():
+            if bool(present.data) if field == "" else field in present.data:
                 continue
 
-        return [
-            Provision(
-                f"{label}#{field}",
-                "created"
-                if field in created
-                else "missing"
-                if field in missing
-                else "exists",
-                tuple(entry.key for entry in entries),
-            )
-            for field, entries in fields.items()
-        ]
+            if field not in made:
+                made[field] = _value_for(field, entries, seed)
+
+            if made[field] is not None:
+                created.add(field)
+                new.update(made[field] if field == "" else {field: made[field]})
+
+        if not new:
+            return present.data, set()
+
+        try:
+            kv.write(location, {**present.data, **new}, present.version)
+        except CheckAndSetError:
+            # Somebody else is creating it, too. Theirs stays.
+            continue
+
+        return {**present.data, **new}, created
 
 
 def _present(kv: KV, location: Location) -> Document:
@@ -129,13 +184,24 @@ def _present(kv: KV, location: Location) -> Document:
     return kv.newest(location)
 
 
-def _generated(field: str, entries: list[Entry]) -> t.Any:
+def _value_for(field: str, entries: list[Entry], seed: Seed) -> t.Any:
     for entry in entries:
-        rotation: Rotation | None = entry.rotation
+        rotation = entry.rotation
 
-        if rotation is not None and entry.rotated_field == field:
-            # A database's password is made by whoever makes the database's user.
-            if rotation.kind == "signing":
-                return generators.make(rotation.generator, rotation.options)
+        # A database's password is made by whoever makes the database's user.
+        if (
+            rotation is not None
+            and rotation.kind == "signing"
+            and entry.rotated_field == field
+        ):
+            return generators.make(rotation.generator, rotation.options)
 
-    return None
+    return seed(field, entries[0])
+
+
+def _is_needed(entry: Entry, environ: cabc.Mapping[str, str]) -> bool:
+    secret = entry.secret
+    served = secret.default is not MISSING or bool(
+        secret.env and environ.get(secret.env)
+    )
+    return secret.required and not served

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import copy
 import dataclasses
 import datetime
 import logging
@@ -17,13 +18,14 @@ from .errors import VaultError
 from .errors import VaultLoginError
 from .errors import VaultPermissionError
 from .errors import VaultUnavailableError
+from .errors import without_frames
 from .values import cast
 from .values import resolve
-from .vault.kv import Document
+from .vault.documents import Document
 
 _log = logging.getLogger("flask_vault")
 
-Source = t.Literal["vault", "env", "default", "unset"]
+Source = t.Literal["vault", "cache", "env", "default", "unset"]
 
 #: The worst first: what is raised when several entries fail for several reasons.
 _GRAVITY: t.Final = (
@@ -73,32 +75,39 @@ def resolve_entry(
             raise found
 
         value = resolve(entry, found.data, found.path)
-        _check_key(entry.key, value)
+        check_key(entry.key, value)
     except VaultError as error:
         return _fall_back(entry, error, environ)
 
-    return Outcome(entry, "vault", value, found.version, found.created)
+    return Outcome(entry, found.origin, value, found.version, found.created)
 
 
-def _check_key(key: str, value: t.Any) -> None:
-    """Flask takes a text for a list of keys of one letter, which anybody guesses."""
+def check_key(key: str, value: t.Any) -> None:
+    """Refuse a value that Flask takes for something else.
+
+    Of a text in ``SECRET_KEY_FALLBACKS`` each letter is a key, which anybody guesses.
+
+    :raises SecretValueError: naming the cure.
+    """
     if key == "SECRET_KEY_FALLBACKS" and not isinstance(value, list | tuple):
         raise SecretValueError(
-            "SECRET_KEY_FALLBACKS must be a list: store a JSON list, and add 'cast':"
-            " 'json' to the entry."
+            "The value must be a list, or Flask takes each letter for a key: store"
+            " a JSON list, and add 'cast': 'json' to the entry."
         )
 
 
 def _fall_back(
     entry: Entry, error: VaultError, environ: cabc.Mapping[str, str]
 ) -> Outcome:
+    # It is kept for as long as the app lives, and so would its frames be.
+    error = without_frames(error)
     lenient = isinstance(error, VaultUnavailableError | SecretNotFoundError)
 
     if lenient:
         try:
             served = from_environment(entry, environ)
         except VaultError as unusable:
-            return Outcome(entry, "unset", error=unusable, fatal=True)
+            return Outcome(entry, "unset", error=without_frames(unusable), fatal=True)
 
         if served is not None:
             _log.warning(
@@ -116,7 +125,8 @@ def _fall_back(
         _log.warning(
             "%s has its default, since Vault did not give it: %s", entry.key, error
         )
-        return Outcome(entry, "default", entry.secret.default, error=error)
+        default = copy.deepcopy(entry.secret.default)
+        return Outcome(entry, "default", default, error=error)
 
     if entry.secret.required:
         return Outcome(entry, "unset", error=error, fatal=True)
@@ -132,7 +142,10 @@ def without_vault(
 
     :param present: what the app's config holds already, which a test may have set.
     """
-    served = from_environment(entry, environ)
+    try:
+        served = from_environment(entry, environ)
+    except VaultError as unusable:
+        return Outcome(entry, "unset", error=without_frames(unusable), fatal=True)
 
     if served is not None:
         return served
@@ -155,9 +168,9 @@ def from_environment(entry: Entry, environ: cabc.Mapping[str, str]) -> Outcome |
         return None
 
     # A template is over a document; its variable holds the finished text.
-    return Outcome(
-        entry, "env", cast(raw, entry.secret.cast, f"the environment's {name}")
-    )
+    value = cast(raw, entry.secret.cast, f"the environment's {name}", home="there")
+    check_key(entry.key, value)
+    return Outcome(entry, "env", value)
 
 
 def failure_of(outcomes: cabc.Iterable[Outcome]) -> VaultError | None:

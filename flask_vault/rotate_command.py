@@ -12,13 +12,12 @@ from .console import polling_notice
 from .console import say_error
 from .console import table
 from .errors import VaultError
+from .errors import VaultUnavailableError
 from .invocation import exit_code_of
+from .invocation import worst
 from .rotation.runner import Target
 from .state import AppState
-from .vault.kv import Location
-
-#: The worst first. A command that did several things ends with the worst of them.
-_WORST: t.Final = (5, 7, 6, 4, 2, 3, 0)
+from .vault.documents import Location
 
 
 def rotate(
@@ -81,7 +80,7 @@ def rotate(
     if len(codes) <= len(targets) + len(refused):
         click.echo(polling_notice(state))
 
-    raise click.exceptions.Exit(min(codes, key=_WORST.index))
+    raise click.exceptions.Exit(worst(codes))
 
 
 def _say_next(label: str, error: VaultError) -> None:
@@ -160,7 +159,17 @@ def restore(state: AppState, file: str, *, dry_run: bool, yes: bool) -> None:
     if not yes and sys.stdin.isatty():
         click.confirm(f"Bring back {what}?", abort=True)
 
-    done = state.client.restore_secret(file)
+    try:
+        done = state.client.restore_secret(file)
+    except VaultUnavailableError as error:
+        say_error(str(error))
+        click.echo(
+            f"{header.path}: not known to be restored. Running it again is safe: flask"
+            f" vault rotate --restore {file}",
+            err=True,
+        )
+        raise click.exceptions.Exit(exit_code_of(error)) from None
+
     version = "" if done.version is None else f", now version {done.version}"
     click.echo(
         f"{done.label}: {', '.join(done.fields)} restored{version}, what was there is"

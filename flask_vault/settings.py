@@ -27,8 +27,17 @@ ENVIRONMENT: t.Final[dict[str, tuple[str, ...]]] = {
     "VAULT_ADDR": ("VAULT_ADDR", "BAO_ADDR"),
     "VAULT_TOKEN": ("VAULT_TOKEN", "BAO_TOKEN"),
     "VAULT_NAMESPACE": ("VAULT_NAMESPACE", "BAO_NAMESPACE"),
-    "VAULT_CACERT": ("VAULT_CACERT", "BAO_CACERT"),
+    "VAULT_CACERT": ("VAULT_CACERT", "BAO_CACERT", "VAULT_CAPATH", "BAO_CAPATH"),
+    "VAULT_CLIENT_CERT": ("VAULT_CLIENT_CERT", "BAO_CLIENT_CERT"),
+    "VAULT_CLIENT_KEY": ("VAULT_CLIENT_KEY", "BAO_CLIENT_KEY"),
+    "VAULT_TLS_SERVER_NAME": ("VAULT_TLS_SERVER_NAME", "BAO_TLS_SERVER_NAME"),
     "VAULT_ENVIRONMENT": ("VAULT_ENVIRONMENT",),
+}
+
+_FILES: t.Final = {
+    "VAULT_CACERT": "the authority that signed the server's certificate",
+    "VAULT_CLIENT_CERT": "the certificate that is shown to the server",
+    "VAULT_CLIENT_KEY": "the key of the certificate in VAULT_CLIENT_CERT",
 }
 
 _log = logging.getLogger("flask_vault")
@@ -39,20 +48,30 @@ class Settings:
     """The configuration of one app, checked."""
 
     enabled: bool = True
-    address: str | None = None
+    #: In the order in which they are tried; empty only when not enabled.
+    addresses: tuple[str, ...] = ()
     token: str | None = dataclasses.field(default=None, repr=False)
     auth: object = dataclasses.field(default=None, repr=False)
+    rotate_auth: object = dataclasses.field(default=None, repr=False)
+    revoke_on_exit: bool = False
     namespace: str | None = None
     cacert: str | None = None
     skip_verify: bool = False
+    client_cert: str | None = None
+    client_key: str | None = None
+    server_name: str | None = None
+    proxy: str | None = dataclasses.field(default=None, repr=False)
     mount: str = "secret"
     prefix: str = ""
     environment: str | None = None
     kv_version: int | None = None
     connect_timeout: float = 2.0
     read_timeout: float = 5.0
+    startup_timeout: float = 30.0
     cache_ttl: float = 300.0
     max_stale: float = 3600.0
+    bootstrap_cache: pathlib.Path | None = None
+    bootstrap_max_age: float = 86_400.0
     backup_dir: pathlib.Path | None = None
     backup_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     health: bool = True
@@ -78,26 +97,35 @@ class Settings:
         enabled = read.flag("VAULT_ENABLED", True)
         settings = cls(
             enabled=enabled,
-            address=read.address("VAULT_ADDR"),
+            addresses=read.addresses("VAULT_ADDR"),
             token=read.header("VAULT_TOKEN"),
             auth=read.raw("VAULT_AUTH"),
+            rotate_auth=read.raw("VAULT_ROTATE_AUTH"),
+            revoke_on_exit=read.flag("VAULT_REVOKE_ON_EXIT", False),
             namespace=read.header("VAULT_NAMESPACE"),
             cacert=read.existing_path("VAULT_CACERT") if enabled else None,
             skip_verify=read.flag("VAULT_SKIP_VERIFY", False),
+            client_cert=read.existing_path("VAULT_CLIENT_CERT") if enabled else None,
+            client_key=read.existing_path("VAULT_CLIENT_KEY") if enabled else None,
+            server_name=read.text("VAULT_TLS_SERVER_NAME"),
+            proxy=read.proxy("VAULT_PROXY"),
             mount=read.path("VAULT_MOUNT", "secret"),
             environment=read.text("VAULT_ENVIRONMENT"),
             kv_version=read.kv_version("VAULT_KV_VERSION"),
             connect_timeout=read.seconds("VAULT_CONNECT_TIMEOUT", 2.0, positive=True),
             read_timeout=read.seconds("VAULT_READ_TIMEOUT", 5.0, positive=True),
+            startup_timeout=read.seconds("VAULT_STARTUP_TIMEOUT", 30.0),
             cache_ttl=read.seconds("VAULT_CACHE_TTL", 300.0),
             max_stale=read.seconds("VAULT_MAX_STALE", 3600.0),
+            bootstrap_cache=read.directory("VAULT_BOOTSTRAP_CACHE"),
+            bootstrap_max_age=read.seconds("VAULT_BOOTSTRAP_MAX_AGE", 86_400.0),
             backup_dir=read.directory("VAULT_BACKUP_DIR"),
             backup_keys=read.texts("VAULT_BACKUP_KEYS"),
             health=read.flag("VAULT_HEALTH", True),
             health_url_prefix=read.url_prefix("VAULT_HEALTH_URL_PREFIX", "/vault"),
             health_blueprint=read.text("VAULT_HEALTH_BLUEPRINT") or "vault",
             health_details=read.choice("VAULT_HEALTH_DETAILS", "never", DETAILS),
-            health_token=read.text("VAULT_HEALTH_TOKEN"),
+            health_token=read.header("VAULT_HEALTH_TOKEN"),
         )
         settings = dataclasses.replace(
             settings, prefix=_prefix(read, settings.environment, enabled)
@@ -109,7 +137,19 @@ class Settings:
                 " it to the bearer token that may see the details."
             )
 
-        if enabled and settings.address is None:
+        if settings.client_key and not settings.client_cert:
+            raise VaultConfigError(
+                "VAULT_CLIENT_KEY is set and VAULT_CLIENT_CERT is not: set it to the"
+                " file of the certificate."
+            )
+
+        if settings.bootstrap_cache and not settings.backup_keys:
+            raise VaultConfigError(
+                "VAULT_BOOTSTRAP_CACHE is set and VAULT_BACKUP_KEYS is not, which seals"
+                " it: 'flask vault backup-key' makes a key."
+            )
+
+        if enabled and not settings.addresses:
             raise VaultConfigError(
                 "VAULT_ADDR is unset: set it in the config or the environment, such as"
                 " 'https://vault.example.com:8200', or set VAULT_ENABLED to False to"
@@ -133,8 +173,12 @@ KEYS: t.Final = (
     "VAULT_AUTH",
     "VAULT_BACKUP_DIR",
     "VAULT_BACKUP_KEYS",
+    "VAULT_BOOTSTRAP_CACHE",
+    "VAULT_BOOTSTRAP_MAX_AGE",
     "VAULT_CACERT",
     "VAULT_CACHE_TTL",
+    "VAULT_CLIENT_CERT",
+    "VAULT_CLIENT_KEY",
     "VAULT_CONNECT_TIMEOUT",
     "VAULT_ENABLED",
     "VAULT_ENVIRONMENT",
@@ -148,8 +192,13 @@ KEYS: t.Final = (
     "VAULT_MOUNT",
     "VAULT_NAMESPACE",
     "VAULT_PREFIX",
+    "VAULT_PROXY",
     "VAULT_READ_TIMEOUT",
+    "VAULT_REVOKE_ON_EXIT",
+    "VAULT_ROTATE_AUTH",
     "VAULT_SKIP_VERIFY",
+    "VAULT_STARTUP_TIMEOUT",
+    "VAULT_TLS_SERVER_NAME",
     "VAULT_TOKEN",
 )
 
@@ -264,40 +313,35 @@ class _Reader:
 
         return int(value)
 
-    def address(self, key: str) -> str | None:
+    def addresses(self, key: str) -> tuple[str, ...]:
+        value = self.raw(key)
+
+        if not isinstance(value, str) and isinstance(value, cabc.Sequence):
+            texts = [str(item) for item in value]
+        else:
+            texts = [item for item in (self.text(key) or "").split(",") if item.strip()]
+
+        return tuple(dict.fromkeys(_check_address(key, item.strip()) for item in texts))
+
+    def proxy(self, key: str) -> str | None:
         value = self.text(key)
 
-        if value is None:
-            return None
-
-        try:
-            url = urllib.parse.urlsplit(value)
-            host, _ = url.hostname, url.port
-        except ValueError:
-            host = None
-
-        # The value is not shown: somebody may have put a password into it.
-        if (
-            not host
-            or url.scheme not in {"http", "https"}
-            or "@" in url.netloc
-            or url.query
-            or url.fragment
-        ):
+        # Not shown: it may hold a password.
+        if value is not None and not re.match(r"https?://[^\s/]+", value):
             raise VaultConfigError(
-                f"{key} is no address of a server: write it as"
-                " 'https://vault.example.com:8200', without user and query."
+                f"{key} is no address of an HTTP proxy: write it as"
+                " 'http://proxy.example.com:3128'."
             )
 
-        return value.rstrip("/").removesuffix("/v1")
+        return value
 
     def existing_path(self, key: str) -> str | None:
         value = self.text(key)
 
         if value is not None and not os.path.exists(value):
             raise VaultConfigError(
-                f"{key}: there is no file {value!r}: set it to the file of the"
-                " authority that signed the server's certificate."
+                f"{key}: there is no file {value!r}: set it to the file of"
+                f" {_FILES[key]}."
             )
 
         return value
@@ -334,6 +378,36 @@ class _Reader:
             raise VaultConfigError(f"{key} begins with a slash, such as '/vault'.")
 
         return value.rstrip("/")
+
+
+def _check_address(key: str, value: str) -> str:
+    if value.startswith("unix:"):
+        raise VaultConfigError(
+            f"{key} is a socket, which Flask-Vault does not speak to: give the agent"
+            " a 'listener \"tcp\"' on 127.0.0.1, and its address here."
+        )
+
+    try:
+        url = urllib.parse.urlsplit(value)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        host = None
+
+    # The value is not shown: somebody may have put a password into it.
+    if (
+        not host
+        or url.scheme not in {"http", "https"}
+        or "@" in url.netloc
+        or url.query
+        or url.fragment
+    ):
+        raise VaultConfigError(
+            f"{key} is no address of a server: write it as"
+            " 'https://vault.example.com:8200', without user and query, or as a list of"
+            " such addresses."
+        )
+
+    return value.rstrip("/").removesuffix("/v1")
 
 
 def _prefix(read: _Reader, environment: str | None, enabled: bool) -> str:

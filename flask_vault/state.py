@@ -49,12 +49,13 @@ class AppState:
         #: By config key; without the values, which are in ``app.config``.
         self.outcomes: dict[str, Outcome] = {}
 
-    def load(self) -> None:
+    def load(self, patience: float = 0.0) -> None:
         """Read all entries, and only when all required ones are good, set the config.
 
+        :param patience: seconds to wait for a server that does not answer.
         :raises VaultError: for those that are not.
         """
-        outcomes = self.resolve()
+        outcomes = self.resolve(patience)
         failure = failure_of(outcomes)
 
         if failure is not None:
@@ -79,10 +80,10 @@ class AppState:
                 sources={o.entry.key: o.source for o in outcomes},
             )
 
-    def resolve(self) -> list[Outcome]:
+    def resolve(self, patience: float = 0.0) -> list[Outcome]:
         """Ask for every entry, and note what became of it. The config stays."""
         if self.settings.enabled:
-            found = self.client.load()
+            found = self.client.load(patience)
             outcomes = [
                 resolve_entry(
                     entry, found[self.client.catalog.location_of(entry)], os.environ

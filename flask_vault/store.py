@@ -12,9 +12,10 @@ import time
 import typing as t
 
 from .errors import VaultError
-from .vault.kv import Document
+from .errors import without_frames
+from .vault.documents import Document
+from .vault.documents import Location
 from .vault.kv import KV
-from .vault.kv import Location
 from .vault.process import PerProcess
 from .vault.process import SingleFlight
 
@@ -143,6 +144,10 @@ class Store:
         """Hold a document that this process has just written."""
         self._hold(location, document, self._clock())
 
+    def put_stale(self, location: Location, document: Document) -> None:
+        """Hold a document that serves until it can be read."""
+        self._hold(location, document, self._clock() - self._ttl)
+
     def clear(self) -> None:
         """Forget every document, the stale ones too."""
         with self._sync.get().lock:
@@ -173,16 +178,29 @@ class Store:
             self._failed(location, error)
             raise
 
-        self._hold(location, document, began)
-        return document
+        return self._hold(location, document, began)
 
-    def _hold(self, location: Location, document: Document, since: float) -> None:
+    def _hold(self, location: Location, document: Document, since: float) -> Document:
+        """Hold a document, unless a newer one is there.
+
+        :return: the one that is held.
+        """
         with self._sync.get().lock:
+            held = self.snapshot.get(location)
+
+            # An answer that was long on its way, or a standby that lags behind.
+            if held is not None and (
+                held.since > since or _is_older(document, held.document)
+            ):
+                return held.document
+
             self.snapshot = self.snapshot.having(location, Held(document, since))
             self._failures.pop(location, None)
+            return document
 
     def _failed(self, location: Location, error: VaultError) -> _Failure:
-        failure = _Failure(error, self._clock() + RETRY_PAUSE)
+        kept = without_frames(copy.copy(error))
+        failure = _Failure(kept, self._clock() + RETRY_PAUSE)
 
         # Without a document there is nothing that could be stale.
         if location in self.snapshot:
@@ -204,3 +222,17 @@ class Store:
             error,
         )
         return held.document
+
+
+def _is_older(document: Document, held: Document) -> bool:
+    """Whether a document is a step back. A key that was made anew begins at 1 again."""
+    if document.version is None or held.version is None:
+        return False
+
+    if document.version >= held.version:
+        return False
+
+    if document.created is None or held.created is None:
+        return True
+
+    return document.created <= held.created

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import collections.abc as cabc
+import copy
 import json
 import typing as t
 
@@ -38,7 +39,8 @@ def resolve(entry: Entry, data: cabc.Mapping[str, t.Any], path: str) -> t.Any:
         return cast(text, secret.cast, path)
 
     if field is None:
-        return {name: value for name, value in data.items() if name not in RESERVED}
+        visible = {name: data[name] for name in data if name not in RESERVED}
+        return copy.deepcopy(visible)
 
     return cast(pick(data, field, path), secret.cast, f"{path}#{field}")
 
@@ -53,17 +55,21 @@ def pick(data: cabc.Mapping[str, t.Any], field: str, path: str) -> t.Any:
 
     names = ", ".join(sorted(name for name in data if name not in RESERVED))
     raise SecretFieldError(
-        f"The document {path!r} has no field {field!r}; it has {names or 'no field'}.",
+        f"The document {path!r} has no field {field!r}; it has {names or 'no field'}:"
+        f" correct the reference, or add it with 'flask vault set'.",
         path=path,
     )
 
 
-def cast(value: t.Any, kind: str | None, where: str) -> t.Any:
+def cast(
+    value: t.Any, kind: str | None, where: str, *, home: str = "in Vault"
+) -> t.Any:
     """Turn a value of a document into the type that the entry asks for.
 
     :param kind: one of ``str``, ``int``, ``float``, ``bool``, ``json``, ``bytes``, or
         ``None`` for ``str``.
     :param where: path and field, for messages; the value never is in one.
+    :param home: where a wrong value can be corrected, for messages.
     """
     if value is None:
         raise SecretValueError(
@@ -73,7 +79,7 @@ def cast(value: t.Any, kind: str | None, where: str) -> t.Any:
         )
 
     if kind == "json":
-        return _json(value, where)
+        return _json(value, where, home)
 
     if isinstance(value, dict | list):
         raise SecretValueError(
@@ -87,20 +93,21 @@ def cast(value: t.Any, kind: str | None, where: str) -> t.Any:
     except (ValueError, TypeError, OverflowError, binascii.Error):
         # The original's message holds the value.
         raise SecretValueError(
-            f"The value of {where!r} is no {kind}: correct it in Vault, or the 'cast'.",
+            f"The value of {where!r} is no {kind}: correct it {home}, or the 'cast'.",
             path=where,
         ) from None
 
 
-def _json(value: t.Any, where: str) -> t.Any:
+def _json(value: t.Any, where: str, home: str) -> t.Any:
     if not isinstance(value, str):
-        return value
+        # The document stays as it is, whatever the app does to its value.
+        return copy.deepcopy(value)
 
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise SecretValueError(
-            f"The value of {where!r} is not JSON: correct it in Vault, or the 'cast'.",
+            f"The value of {where!r} is not JSON: correct it {home}, or the 'cast'.",
             path=where,
         ) from None
 

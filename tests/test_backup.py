@@ -27,7 +27,7 @@ from flask_vault.rotation import backup as module
 from flask_vault.rotation.backup import BackupStore
 from flask_vault.rotation.backup import MAX_SIZE
 from flask_vault.rotation.envelope import Backup
-from flask_vault.rotation.envelope import new_key
+from flask_vault.rotation.keys import new_key
 
 KEY = "k" * 42 + "A="
 OTHER_KEY = "o" * 42 + "A="

@@ -279,7 +279,7 @@ TABLE: list[tuple[str, Mistake, type[VaultError], tuple[str, ...]]] = [
         "HTML",
         answers_html,
         VaultResponseError,
-        ("an HTML page", "check VAULT_ADDR"),
+        ("GOOD, BAD: ", "an HTML page", "check VAULT_ADDR"),
     ),
     (
         "other JSON",
@@ -290,20 +290,20 @@ TABLE: list[tuple[str, Mistake, type[VaultError], tuple[str, ...]]] = [
     (
         "redirect",
         redirects,
-        VaultResponseError,
-        ("not followed", "Set VAULT_ADDR to"),
+        VaultUnavailableError,
+        ("GOOD, BAD: ", "not followed", "Add the addresses of all servers"),
     ),
     (
         "no TLS there",
         speaks_no_tls,
         VaultTLSError,
-        ("is the address meant to be http?", "VAULT_CACERT"),
+        ("GOOD, BAD: ", "is the address meant to be http?", "VAULT_CACERT"),
     ),
     (
         "CA file is none",
         ca_file_that_is_none,
         VaultTLSError,
-        ("is not trusted: set VAULT_CACERT",),
+        ("GOOD, BAD: ", "is not trusted: set VAULT_CACERT"),
     ),
     (
         "bad token",
@@ -352,7 +352,7 @@ TABLE: list[tuple[str, Mistake, type[VaultError], tuple[str, ...]]] = [
         "unknown login method",
         auth({"method": "aprole"}),
         VaultConfigError,
-        ("VAULT_AUTH", "'approle' and 'token'"),
+        ("VAULT_AUTH", "the methods are approle,"),
     ),
     (
         "unknown login option",

@@ -334,7 +334,11 @@ def test_the_apps_own_commands_need_vault_and_say_so_in_one_line(
 ) -> None:
     for arguments in (("db-upgrade",), ("routes",), ("run", "--port", "0")):
         done = flask(
-            folder, *arguments, VAULT_ADDR="http://127.0.0.1:1", VAULT_TOKEN="x"
+            folder,
+            *arguments,
+            VAULT_ADDR="http://127.0.0.1:1",
+            VAULT_TOKEN="x",
+            FLASK_VAULT_STARTUP_TIMEOUT="0",
         )
         assert done.returncode == 4
         assert "SQLALCHEMY_DATABASE_URI: Vault at http://127.0.0.1:1" in done.stderr

@@ -647,7 +647,7 @@ def test_the_next_command_for_an_absolute_reference_can_be_pasted(
     (following,) = re.findall(r"flask (vault get .*)", result.stderr)
     assert proxied.run(*shlex.split(following)[1:]).exit_code == 0
 
-    vault_proxy.answer(503, match=is_write, times=1)
+    vault_proxy.answer(503, match=is_write, times=2)
     result = proxied.rotate("--all")
     assert result.exit_code == 4
     (following,) = re.findall(r"flask (vault rotate .*)", result.stderr)
@@ -659,7 +659,7 @@ def test_a_restore_that_was_cut_off_names_the_next_command(
 ) -> None:
     proxied.rotate("--secret", "SECRET_KEY")
     (file,) = proxied.backups()
-    vault_proxy.answer(503, match=is_write, times=1)
+    vault_proxy.answer(503, match=is_write, times=2)
     result = proxied.rotate("--restore", file)
     assert result.exit_code == 4
     (following,) = re.findall(r"flask (vault rotate .*)", result.stderr)
@@ -742,7 +742,7 @@ def test_the_worst_exit_code_wins(
         theirs = {**FIRST["flask"], "secret_key": "theirs"}
         before_each_write(vault_proxy, lambda: proxied.mount.write("flask", theirs))
     elif fault == "unreachable":
-        vault_proxy.answer(503, match=is_write, times=1)
+        vault_proxy.answer(503, match=is_write, times=2)
     elif fault == "missing":
         proxied.mount.write("flask", {"jwt": FIRST["flask"]["jwt"]})
     elif fault == "no backup":

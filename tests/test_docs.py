@@ -51,6 +51,7 @@ from flask_vault.settings import KEYS
 from flask_vault.settings import Settings
 from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
+from flask_vault.vault.auth import _METHODS as METHODS
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -58,7 +59,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.rst"))]
 
 #: What is run or used, and what is only looked at.
 RUN = ("console", "json", "python", "text", "toml")
-SHOWN = ("yaml",)
+SHOWN = ("ini", "yaml")
 
 #: Commands that the machine of the tests has done already, or that fetch things.
 NOT_RUN = re.compile(r"(python3? -m venv|\. \.venv/|pip install|git clone|make)\b")
@@ -104,6 +105,8 @@ VARIABLE = (
     (re.compile(r"\b[0-9a-f]{32}\b"), "OPERATION"),
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00"), "TIME"),
     (re.compile(r"(127\.0\.0\.1|localhost):\d+"), "LOCAL"),
+    (re.compile(r"^\[[\d:+ -]+\] \[\d+\]", re.M), "WHEN"),
+    (re.compile(r"\(\d+\)$", re.M), "PID"),
     (re.compile(r'"age_seconds": \d+'), "AGE"),
     (re.compile(r"\b\d+ (s|min|h|d)$", re.M), "AGE"),
     (re.compile(r"[A-Za-z0-9_-]{43}=?"), "KEY"),
@@ -322,12 +325,12 @@ class Reader:
                 self.monkeypatch.delenv(name)
 
     def text(self, example: Example) -> None:
-        """What the Python sample before it has printed, a policy, or something else."""
+        """What the Python sample before it has printed, a file, or something else."""
         if self.printed:
             assert_matches(example.parsed, self.printed)
             self.printed = ""
-        elif (file_name_of(example) or "").endswith(".hcl"):
-            self.use_policy(example.parsed)
+        elif file_name_of(example) is not None:
+            self.write_file(example)
 
     def write_file(self, example: Example) -> None:
         name = file_name_of(example)
@@ -353,13 +356,13 @@ class Reader:
             if file_name_of(example):
                 self.write_file(example)
 
-    def use_policy(self, policy: str) -> None:
-        """Make an AppRole for the app, with the files from which it logs in."""
-        role_id, secret_id = self.server.create_approle("shop", policy)
+    def use_policy(self, policy: str, name: str = "shop", files: str = "vault") -> None:
+        """Make an AppRole, with the files from which somebody logs in."""
+        role_id, secret_id = self.server.create_approle(name, policy)
         secrets = self.folder / "run" / "secrets"
         secrets.mkdir(parents=True, exist_ok=True)
-        (secrets / "vault_role_id").write_text(role_id)
-        (secrets / "vault_secret_id").write_text(f"{secret_id}\n")
+        (secrets / f"{files}_role_id").write_text(role_id)
+        (secrets / f"{files}_secret_id").write_text(f"{secret_id}\n")
 
     def console(self, example: Example) -> None:
         for command, expected in commands_in(example.parsed):
@@ -386,6 +389,14 @@ class Reader:
         shown = self.terminal.run(translated, answers)
         assert_matches(expected, shown)
         self.learn(expected, shown)
+
+    def wait_for_file(self, name: str) -> None:
+        """For what a command in the background writes."""
+        deadline = time.monotonic() + 30
+
+        while not (self.folder / name).exists():
+            assert time.monotonic() < deadline, name
+            time.sleep(0.05)
 
     def new_terminal(self) -> None:
         """For the invisible sample of a page that says so."""
@@ -424,7 +435,8 @@ def commands_in(source: str) -> cabc.Iterator[tuple[str, str]]:
 
 def is_server(command: str) -> bool:
     """Whether a command goes on until somebody ends it."""
-    return command in {"flask run", "flask vault dev"}
+    pattern = "flask run|flask vault dev|(gunicorn|bao agent) .*"
+    return re.fullmatch(pattern, command) is not None
 
 
 def parse(page: pathlib.Path, languages: cabc.Iterable[str]) -> Document:
@@ -470,7 +482,7 @@ def reader(
     monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}:{programs}")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    port = free_port()
+    port, second, third = free_port(), free_port(), free_port()
 
     # The shell of somebody who may do everything in Vault.
     for name, value in server.environ().items():
@@ -484,6 +496,8 @@ def reader(
             "https://vault.example.com:8200": server.address,
             "/run/secrets/": f"{folder}/run/secrets/",
             "127.0.0.1:5000": f"127.0.0.1:{port}",
+            "127.0.0.1:8000": f"127.0.0.1:{second}",
+            "127.0.0.1:8100": f"127.0.0.1:{third}",
         },
         monkeypatch,
     )
@@ -584,7 +598,8 @@ def test_an_entry_tells_the_default_of_its_key(key: str) -> None:
         assert "Default: ``vault-backups`` in :attr:`app.instance_path" in text
         return
 
-    name = {"VAULT_ADDR": "address"}.get(key, key.removeprefix("VAULT_").lower())
+    names = {"VAULT_ADDR": "addresses", "VAULT_TLS_SERVER_NAME": "server_name"}
+    name = names.get(key, key.removeprefix("VAULT_").lower())
     default = getattr(Settings(), name)
     assert default_in(text) == (None if default == () else default)
 
@@ -613,6 +628,19 @@ def test_every_field_of_an_entry_is_described(
 def test_every_generator_is_described() -> None:
     table = entries_of("describe")["rotate"]
     assert set(re.findall(r"^ +``(\w+)`` ", table, re.M)) == set(GENERATORS)
+
+
+def test_every_login_method_is_described() -> None:
+    told = re.findall(r"``(\w+)``", entries_of("data")["VAULT_AUTH"])
+    assert set(METHODS) <= set(told)
+    page = (DOCS / "authentication.rst").read_text("utf-8")
+    assert set(METHODS) <= set(re.findall(r"``(\w+)``", page))
+
+
+def test_every_error_of_a_connection_is_on_the_page_of_failures() -> None:
+    page = (DOCS / "failures.rst").read_text("utf-8")
+    every = {name for name in errors.__dict__ if re.match("Vault.+Error$", name)}
+    assert every <= set(re.findall(r":exc:`(\w+)`", page))
 
 
 def test_every_public_name_is_on_the_api_page() -> None:

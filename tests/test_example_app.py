@@ -24,7 +24,7 @@ from example_app import create_app
 from example_app import db
 from flask_vault.errors import VaultPermissionError
 from flask_vault.rotation.backup import BackupStore
-from flask_vault.rotation.envelope import new_key
+from flask_vault.rotation.keys import new_key
 from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
 from flask_vault.testing.plugin import VaultMount

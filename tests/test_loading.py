@@ -201,7 +201,7 @@ def test_old_session_keys_are_a_list(vault_mount: VaultMount) -> None:
     assert app.config["SECRET_KEY_FALLBACKS"] == ["k2", "k1"]
 
 
-@pytest.mark.parametrize("source", ["vault", "env", "default", "without-vault"])
+@pytest.mark.parametrize("source", ["vault", "env", "without-vault"])
 def test_a_text_is_no_list_of_old_session_keys(
     source: str, vault_mount: VaultMount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,8 +211,6 @@ def test_a_text_is_no_list_of_old_session_keys(
 
     if source == "vault":
         vault_mount.write("flask", {"old": "k1"})
-    elif source == "default":
-        raw["default"] = "k1"
     else:
         raw["env"] = "OLD"
 

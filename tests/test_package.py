@@ -32,7 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["resolve"] = MAY_IMPORT["values"] | MAY_IMPORT["store"] | {"values", "store"}
 MAY_IMPORT["catalog"] = MAY_IMPORT["entries"] | {"entries", "vault", "rotation"}
+MAY_IMPORT["bootstrap"] = GROUND | {"vault", "rotation"}
+MAY_IMPORT["startup"] = MAY_IMPORT["store"] | {"store", "bootstrap"}
 MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
+    "bootstrap",
+    "startup",
     "resolve",
     "rotation",
     "settings",

@@ -449,7 +449,7 @@ def test_seeds_serve_for_what_is_not_generated(vault_mount: VaultMount) -> None:
     client = VaultClient.from_mapping(of(vault_mount, entries))
     asked: list[str] = []
 
-    def seed(location: object, field: str, entry: t.Any) -> str | None:
+    def seed(field: str, entry: t.Any) -> str | None:
         asked.append(entry.key)
         return "seeded" if field == "api_key" else None
 

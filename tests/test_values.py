@@ -87,7 +87,8 @@ def test_a_missing_field_is_told_with_those_that_there_are() -> None:
         value_of({"b": CANARY, "a": CANARY, "_rotation": {}})
 
     assert str(caught.value) == (
-        "The document 'secret/app' has no field 'v'; it has a, b."
+        "The document 'secret/app' has no field 'v'; it has a, b:"
+        " correct the reference, or add it with 'flask vault set'."
     )
 
 

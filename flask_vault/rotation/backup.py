@@ -65,7 +65,7 @@ class BackupStore:
     """The backups in one directory.
 
     :param directory: made with mode 0700 when it is missing (``VAULT_BACKUP_DIR``).
-    :param keys: made by :func:`new_key`; the first encrypts, all decrypt
+    :param keys: made by ``flask vault backup-key``; the first encrypts, all decrypt
         (``VAULT_BACKUP_KEYS``). Without any, backups can only be listed.
     :param clock: returns the present time, with a time zone.
     :raises VaultConfigError: when a key cannot be one.

@@ -27,13 +27,12 @@ import dataclasses
 import datetime as dt
 import hmac
 import json
-import re
 import secrets
 import typing as t
 import unicodedata
 
 from ..errors import BackupError
-from ..errors import VaultConfigError
+from .keys import parse_keys
 
 _FORMAT: t.Final = "flask-vault-backup"
 
@@ -41,18 +40,12 @@ _FORMAT_VERSION: t.Final = 1
 
 _NONCE_SIZE: t.Final = 12
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{43}=")
 
 # One sentence for every cause, so that nobody can probe what a key opens.
 UNTRUSTED = (
     "cannot be decrypted: it is damaged, was changed, or was made with a key that is"
     " not in VAULT_BACKUP_KEYS"
 )
-
-
-def new_key() -> str:
-    """Make a key for ``VAULT_BACKUP_KEYS``: 32 random bytes, URL-safe base64."""
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode("ascii")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,24 +100,10 @@ class Sealer:
     """Makes the content of a file and opens it, with the keys of one store."""
 
     def __init__(self, keys: cabc.Sequence[str]) -> None:
-        if isinstance(keys, str):
-            raise VaultConfigError(
-                "VAULT_BACKUP_KEYS must be a list of keys, not one string. In an"
-                """ environment variable a list is written as '["KEY"]'."""
-            )
-
         # By key id, in the order of the keys.
         self._seals: dict[str, bytes] = {}
 
-        for index, key in enumerate(keys):
-            if not isinstance(key, str) or not _KEY.fullmatch(key.strip()):
-                raise VaultConfigError(
-                    f"VAULT_BACKUP_KEYS[{index}] is not a key: it must be 32 bytes as"
-                    " URL-safe base64, which is 44 characters. 'flask vault backup-key'"
-                    " makes one."
-                )
-
-            raw = base64.urlsafe_b64decode(key.strip())
+        for raw in parse_keys(keys):
             key_id = _derive(raw, "key id").hex()[:16]
             self._seals.setdefault(key_id, _derive(raw, "seal"))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import random
+import time
 import typing as t
 import uuid
 
@@ -11,11 +13,9 @@ from ..errors import AlreadyRotatedError
 from ..errors import CheckAndSetError
 from ..errors import RotationError
 from ..errors import SecretFieldError
-from ..errors import VaultConnectionError
-from ..errors import VaultError
-from ..vault.kv import Document
+from ..vault.documents import Document
+from ..vault.documents import Location
 from ..vault.kv import KV
-from ..vault.kv import Location
 from .backup import BackupStore
 from .envelope import Backup
 
@@ -154,12 +154,12 @@ class Runner:
     ) -> Rotated:
         operation = uuid.uuid4().hex
 
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             after = {**before.data, **new}
             backup = self._back_up(operation, label, before, after, tuple(new))
 
             try:
-                document = self._write(location, before, after)
+                version = self._kv.write(location, after, before.version)
             except CheckAndSetError:
                 latest = self._kv.read(location)
 
@@ -170,10 +170,13 @@ class Runner:
                         path=location.path,
                     ) from None
 
-                # Another field was written. Ours go on top of it.
+                # Another field was written. Ours go on top of it. A standby that lags
+                # behind needs a moment to show it (measured: up to 0.4 s).
                 before = latest
+                time.sleep(random.uniform(0.02, 0.1 * 2**attempt))  # noqa: S311
                 continue
 
+            document = Document(location.path, after, version, self._kv.now())
             return Rotated(
                 operation, location, label, tuple(new), document, before.version, backup
             )
@@ -207,29 +210,3 @@ class Runner:
             kv_version=1 if before.version is None else 2,
         )
         return backup.name
-
-    def _write(
-        self, location: Location, before: Document, after: cabc.Mapping[str, t.Any]
-    ) -> Document:
-        try:
-            version = self._kv.write(location, after, before.version)
-        except VaultConnectionError as error:
-            # The answer was lost, and the write may have been done. Only a read tells.
-            written = self._read_back(location, before, after)
-
-            if written is None:
-                raise error
-
-            return written
-
-        return Document(location.path, after, version, self._kv.now())
-
-    def _read_back(
-        self, location: Location, before: Document, after: cabc.Mapping[str, t.Any]
-    ) -> Document | None:
-        try:
-            now = self._kv.read(location)
-        except VaultError:
-            return None
-
-        return now if now.data == after and now.version != before.version else None

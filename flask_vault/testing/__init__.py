@@ -1,6 +1,6 @@
-"""What a test suite needs to talk to a real server: the server itself, and a proxy
-that misbehaves on request. :mod:`flask_vault.testing.plugin` makes pytest fixtures
-of both."""
+"""What a test suite needs to talk to a real server: the server itself, a cluster of
+several, and a proxy that misbehaves on request. :mod:`flask_vault.testing.plugin` makes
+pytest fixtures of the server and the proxy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import importlib
 import typing as t
 
 if t.TYPE_CHECKING:
+    from .cluster import DevCluster
     from .proxy import FaultProxy
     from .server import DevServer
 
-__all__ = ["DevServer", "FaultProxy"]
+__all__ = ["DevCluster", "DevServer", "FaultProxy"]
 
-_HOMES = {"DevServer": ".server", "FaultProxy": ".proxy"}
+_HOMES = {
+    "DevCluster": ".cluster",
+    "DevServer": ".server",
+    "FaultProxy": ".proxy",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -436,10 +436,7 @@ class DevServer:
                 self.ca_file, *pair = write_certificates(self._folder)
                 self._certificate = (pair[0], pair[1])
 
-            config = write_config(
-                self._folder, self.storage, self.address, self._certificate
-            )
-            argv.append(f"-config={config}")
+            argv.append(f"-config={self._write_config()}")
 
         # Development mode prints the root token and the unseal key there, after its
         # start. It is read here and removed, so that neither stays in a file.
@@ -459,6 +456,10 @@ class DevServer:
                 self._unseal_keys = self._read_unseal_keys(console)
         finally:
             console.unlink(missing_ok=True)
+
+    def _write_config(self) -> pathlib.Path:
+        storage = t.cast("Storage", self.storage)
+        return write_config(self._folder, storage, self.address, self._certificate)
 
     def _read_unseal_keys(self, console: pathlib.Path) -> list[str]:
         """Development mode tells its unseal key nowhere else."""

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import ssl
 import typing as t
 
 import hvac.adapters
 import requests
 import requests.adapters
 
-from ..errors import SecretNotFoundError
-from ..errors import VaultConfigError
-from ..errors import VaultConnectionError
 from ..errors import VaultError
-from ..errors import VaultNotInitializedError
-from ..errors import VaultPermissionError
 from ..errors import VaultRateLimitedError
-from ..errors import VaultResponseError
-from ..errors import VaultSealedError
 from ..errors import VaultTLSError
 from ..errors import VaultUnavailableError
-
-Json = dict[str, t.Any]
+from .answers import Json
+from .answers import json_object
+from .answers import no_answer
+from .answers import refusal
+from .endpoint import Endpoint
+from .endpoint import Route
 
 #: Most connections of one process; more threads wait for one.
 POOL_SIZE: t.Final = 8
 
+_SAFE_METHODS: t.Final = frozenset({"get", "head", "list"})
 
-def new_session(verify: bool | str) -> requests.Session:
+
+class _Pool(requests.adapters.HTTPAdapter):
+    """Connections that may expect another name in the server's certificate."""
+
+    def __init__(self, server_name: str | None) -> None:
+        self._server_name = server_name
+        super().__init__(pool_connections=8, pool_maxsize=POOL_SIZE, pool_block=True)
+
+    def init_poolmanager(self, *args: t.Any, **kwargs: t.Any) -> None:
+        if self._server_name is not None:
+            kwargs["server_hostname"] = self._server_name
+            kwargs["assert_hostname"] = self._server_name
+
+        super().init_poolmanager(*args, **kwargs)
+
+
+def new_session(endpoint: Endpoint) -> requests.Session:
     """A session that takes nothing from the environment.
 
     ``HTTP_PROXY``, ``REQUESTS_CA_BUNDLE`` and ``~/.netrc`` are meant for other things,
@@ -36,12 +49,14 @@ def new_session(verify: bool | str) -> requests.Session:
     """
     session = requests.Session()
     session.trust_env = False
-    session.verify = verify
-    pool = requests.adapters.HTTPAdapter(
-        pool_connections=1, pool_maxsize=POOL_SIZE, pool_block=True
-    )
-    session.mount("http://", pool)
-    session.mount("https://", pool)
+    session.verify = endpoint.verify
+    session.cert = endpoint.client_cert
+
+    if endpoint.proxy is not None:
+        session.proxies = {"http": endpoint.proxy, "https": endpoint.proxy}
+
+    session.mount("http://", _Pool(None))
+    session.mount("https://", _Pool(endpoint.server_name))
     return session
 
 
@@ -55,22 +70,29 @@ else:
 class VaultAdapter(_Adapter):
     """hvac's transport, with our exceptions and no surprises.
 
-    It follows no redirect (hvac's own hands the token to any host that is named in
-    one), takes only JSON objects for an answer, and raises only :exc:`VaultError`.
+    It follows a redirect to a configured address only (hvac's own hands the token to
+    any host that is named in one), takes only JSON objects for an answer, and raises
+    only :exc:`VaultError`.
 
+    :param route: the addresses to try.
     :param timeouts: seconds to connect, and seconds of silence while reading.
-    :param on_headers: called with the headers of each answer.
+    :param extra_headers: gives headers for a request of a method.
+    :param on_headers: called with the method and the headers of each answer.
     """
 
     def __init__(
         self,
         *,
+        route: Route,
         timeouts: tuple[float, float],
-        on_headers: cabc.Callable[[cabc.Mapping[str, str]], None],
+        extra_headers: cabc.Callable[[str], cabc.Mapping[str, str]],
+        on_headers: cabc.Callable[[str, cabc.Mapping[str, str]], None],
         **kwargs: t.Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._route = route
         self._timeouts = timeouts
+        self._extra_headers = extra_headers
         self._on_headers = on_headers
 
     def get_login_token(self, response: Json) -> str:
@@ -84,14 +106,17 @@ class VaultAdapter(_Adapter):
         raise_exception: bool = True,
         **kwargs: t.Any,
     ) -> Json:
-        """Send one request.
+        """Send one request, to the first address that takes it.
 
         :param raise_exception: ``False`` returns the body of an error answer, as
             ``sys/health`` needs.
         :return: the JSON object of the answer, empty for 204.
         """
-        path = url.strip("/").removeprefix("v1/")
-        sent = {"X-Vault-Request": "true", **(headers or {})}
+        sent = {
+            "X-Vault-Request": "true",
+            **self._extra_headers(method),
+            **(headers or {}),
+        }
 
         if self.token:
             sent["X-Vault-Token"] = self.token
@@ -102,203 +127,93 @@ class VaultAdapter(_Adapter):
         if wrap_ttl := kwargs.pop("wrap_ttl", None):
             sent["X-Vault-Wrap-TTL"] = str(wrap_ttl)
 
-        try:
-            response = self.session.request(
-                method=method,
-                url=self.urljoin(self.base_uri, url),
-                headers=sent,
-                allow_redirects=False,
-                timeout=self._timeouts,
-                **kwargs,
+        left = self._route.in_order()
+        failure: VaultError | None = None
+
+        while left:
+            address = left.pop(0)
+            answer, leader = self._send(
+                method, address, url, sent, raise_exception, kwargs
             )
-        except (requests.RequestException, OSError) as error:
-            failure = _no_answer(error, self.base_uri)
-        else:
-            self._on_headers(response.headers)
-            body = _json_object(response)
 
-            if body is not None and (response.status_code < 300 or not raise_exception):
-                return body
+            # A refusal is an answer, too: this server works.
+            if not isinstance(answer, VaultUnavailableError | VaultTLSError):
+                self._route.keep(address)
 
-            failure = _refusal(response, path, self.base_uri, body)
+            if not isinstance(answer, VaultError):
+                return answer
 
-        # Outside of "except", so that the failure has no context with a token in it.
-        raise failure
+            # What the first one said is told: it is the one that usually serves.
+            failure = failure or answer
 
+            if not _may_go_elsewhere(answer, method):
+                failure = answer
+                break
 
-def _json_object(response: requests.Response) -> Json | None:
-    if response.status_code == 204:
-        return {}
+            if leader in left:
+                left.remove(leader)
+                left.insert(0, leader)
 
-    try:
-        body = response.json()
-    except ValueError:
-        return None
+        raise t.cast(VaultError, failure)
 
-    return body if isinstance(body, dict) else None
+    def _send(
+        self,
+        method: str,
+        address: str,
+        url: str,
+        headers: dict[str, str],
+        raise_exception: bool,
+        kwargs: dict[str, t.Any],
+    ) -> tuple[Json | VaultError, str]:
+        """Ask one address.
 
+        :return: the body, or what went wrong; and the configured address to which a
+            redirect leads, else an empty text.
+        """
+        session = self.session
 
-def _refusal(
-    response: requests.Response, path: str, address: str, body: Json | None
-) -> VaultError:
-    status = response.status_code
-    errors = [str(e) for e in (body or {}).get("errors") or []]
-    said = " ".join("; ".join(errors).split())
-    what: dict[str, t.Any] = {"status": status, "path": path, "errors": errors}
-    quoted = f" ({status}: {said})" if said else f" ({status})"
+        try:
+            # Not session.request(): its redirects, cookies and merging of settings are
+            # of no use here, and a fifth of the cost.
+            request = requests.Request(
+                method, self.urljoin(address, url), headers=headers, **kwargs
+            ).prepare()
+            response = session.get_adapter(str(request.url)).send(
+                request,
+                timeout=self._timeouts,
+                verify=t.cast("bool | str", session.verify),
+                cert=session.cert,
+                proxies=session.proxies,
+            )
+            # Read here: it may break off.
+            _ = response.content
+        except Exception as error:
+            # Whatever it is that the layers below raise may hold the token.
+            # Returned, not raised: an exception that is raised here has a context, and
+            # that has the token in its frames.
+            return no_answer(error, address), ""
 
-    if status == 403:
-        return VaultPermissionError(
-            f"Vault denies access to {path!r}{quoted}: the token's policy must allow"
-            " it.",
-            **what,
-        )
+        self._on_headers(method, response.headers)
+        body = json_object(response)
 
-    if status == 404:
-        missing = SecretNotFoundError(
-            f"Vault has nothing at {path!r}{quoted}: check mount and path.", **what
-        )
-        data = (body or {}).get("data")
-        missing.metadata = data.get("metadata") if isinstance(data, dict) else None
-        return missing
+        if body is not None and (response.status_code < 300 or not raise_exception):
+            return body, ""
 
-    if status == 429:
-        return VaultRateLimitedError(
-            f"Vault at {address} limits the rate of requests{quoted}: try again later,"
-            " or raise the quota.",
-            **what,
-        )
-
-    if status == 501 or "not initialized" in said or "not yet initialized" in said:
-        return VaultNotInitializedError(
-            f"Vault at {address} is not initialized{quoted}: run 'bao operator init' or"
-            " 'vault operator init'.",
-            **what,
-        )
-
-    if status == 503 and "sealed" in said.lower():
-        return VaultSealedError(
-            f"Vault at {address} is sealed{quoted}: unseal it with 'bao operator"
-            " unseal' or 'vault operator unseal'.",
-            **what,
-        )
-
-    # A new KV v2 mount says 400 while it prepares itself.
-    if (
-        status in {408, 412, 472, 473}
-        or status >= 500
-        or "upgrading from" in said.lower()
-    ):
-        return VaultUnavailableError(
-            f"Vault at {address} cannot answer now{quoted}.", **what
-        )
-
-    if 300 <= status < 400:
-        return VaultResponseError(
-            f"Vault at {address} answers with a redirect ({status}), which is not"
-            " followed: the token goes to no other host. Set VAULT_ADDR to the address"
-            " of the server itself.",
-            **what,
-        )
-
-    if body is None:
-        return VaultResponseError(
-            f"{address} does not answer like Vault{_guess(response)}: check"
-            " VAULT_ADDR.",
-            **what,
-        )
-
-    return VaultResponseError(f"Vault refuses {path!r}{quoted}.", **what)
+        leader = self._route.find(response.headers.get("Location", ""))
+        path = url.strip("/").removeprefix("v1/")
+        return refusal(response, path, address, body), leader or ""
 
 
-def _guess(response: requests.Response) -> str:
-    start = response.content[:200].lstrip().lower()
+def _may_go_elsewhere(failure: VaultError, method: str) -> bool:
+    """Whether another address may be asked after this failure.
 
-    if b"http request to an https server" in start:
-        return " (the server speaks https, the address says http)"
-
-    if start.startswith((b"<!doctype", b"<html", b"<")):
-        return f" ({response.status_code}, an HTML page)"
-
-    return f" ({response.status_code}, not JSON)"
-
-
-def _no_answer(error: Exception, address: str) -> VaultError:
-    """Name what went wrong without the text of the original.
-
-    Only some of requests' messages are safe: ``InvalidHeader`` prints the token.
+    Not when the request may have been carried out and must not be twice, and not to get
+    around a limit of the rate.
     """
-    if isinstance(error, requests.exceptions.SSLError):
-        return VaultTLSError(
-            f"The TLS certificate of Vault at {address} is not trusted"
-            f"{_tls_reason(error)}: set VAULT_CACERT to the file of the authority that"
-            " signed it."
-        )
+    if not isinstance(failure, VaultUnavailableError):
+        return False
 
-    if isinstance(error, requests.exceptions.Timeout):
-        return VaultConnectionError(
-            f"Vault at {address} did not answer in time: check VAULT_ADDR and the"
-            " network between."
-        )
+    if isinstance(failure, VaultRateLimitedError):
+        return False
 
-    if isinstance(error, requests.exceptions.ConnectionError):
-        return VaultConnectionError(
-            f"Vault at {address} cannot be reached{_reason(error)}: check VAULT_ADDR"
-            " and that the server runs."
-        )
-
-    if isinstance(error, requests.RequestException) and isinstance(
-        error,
-        requests.exceptions.InvalidURL
-        | requests.exceptions.MissingSchema
-        | requests.exceptions.InvalidSchema,
-    ):
-        return VaultConfigError(
-            f"VAULT_ADDR {address!r} is no address: write it as"
-            " 'https://vault.example.com:8200'."
-        )
-
-    return VaultConnectionError(
-        f"The exchange with Vault at {address} broke off ({type(error).__name__})."
-    )
-
-
-def _chain(error: BaseException) -> cabc.Iterator[BaseException]:
-    seen: set[int] = set()
-    queue: list[object] = [error]
-
-    while queue:
-        item = queue.pop(0)
-
-        if not isinstance(item, BaseException) or id(item) in seen:
-            continue
-
-        seen.add(id(item))
-        yield item
-        queue += [*item.args, getattr(item, "reason", None), item.__cause__]
-        queue.append(item.__context__)
-
-
-def _tls_reason(error: BaseException) -> str:
-    for cause in _chain(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f" ({cause.verify_message})"
-
-        if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
-            return " (it does not speak TLS: is the address meant to be http?)"
-
-    return ""
-
-
-def _reason(error: BaseException) -> str:
-    for cause in _chain(error):
-        if isinstance(cause, ConnectionRefusedError):
-            return " (connection refused)"
-
-        if isinstance(cause, ConnectionResetError):
-            return " (connection reset)"
-
-        if "NameResolutionError" in type(cause).__name__:
-            return " (the name does not resolve)"
-
-    return ""
+    return not failure.maybe_done or method.lower() in _SAFE_METHODS

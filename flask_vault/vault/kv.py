@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import dataclasses
+import contextlib
 import datetime
-import re
+import json
 import time
 import typing as t
 from urllib.parse import quote
 
-from ..errors import CheckAndSetError
 from ..errors import SecretNotFoundError
-from ..errors import SecretVersionError
 from ..errors import VaultConfigError
 from ..errors import VaultError
 from ..errors import VaultPermissionError
 from ..errors import VaultResponseError
 from ..errors import VaultUnavailableError
+from .documents import Document
+from .documents import Location
+from .documents import Mount
+from .documents import parse_time
+from .explanations import denied
+from .explanations import lost_race
+from .explanations import missing
+from .explanations import not_a_document
 from .process import PerProcess
 from .process import SingleFlight
 from .transport import Transport
@@ -25,48 +31,9 @@ from .transport import Transport
 if t.TYPE_CHECKING:
     import hvac
 
+
 #: Seconds that a new KV v2 mount may take to prepare itself.
 _UPGRADE_LIMIT: t.Final = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Location:
-    """Where a document is.
-
-    :param path: mount and path in one, ``secret/store-erp/prod/flask``.
-    :param version: a KV v2 version; ``None`` is the newest.
-    :param mount: the mount, where it is known. Else the server is asked.
-    """
-
-    path: str
-    version: int | None = None
-    mount: str | None = dataclasses.field(default=None, compare=False)
-
-    def newest(self) -> Location:
-        """The same place without a pinned version."""
-        return dataclasses.replace(self, version=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """The fields stored at one path."""
-
-    path: str
-    data: cabc.Mapping[str, t.Any] = dataclasses.field(repr=False)
-    #: KV v2's version, ``None`` on KV v1.
-    version: int | None = None
-    #: When this version was made, by the server's clock; ``None`` on KV v1.
-    created: datetime.datetime | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Mount:
-    """A mounted key-value engine."""
-
-    name: str
-    version: int
-    #: The server did not say; version 2 is an assumption.
-    assumed: bool = False
 
 
 class KV:
@@ -105,9 +72,9 @@ class KV:
                 )
             )
         except SecretNotFoundError as error:
-            failure: VaultError = _missing(error, location, mount)
+            failure: VaultError = missing(error, location, mount, self._version)
         except VaultPermissionError as error:
-            failure = _denied(error, location, f"{mount.name}/data/{path}", "read")
+            failure = denied(error, location, f"{mount.name}/data/{path}", "read")
         else:
             return _document_v2(t.cast("dict[str, t.Any]", answer), location)
 
@@ -126,6 +93,7 @@ class KV:
         :return: the new version; ``None`` on KV v1.
         :raises CheckAndSetError: when another version is there.
         """
+        _check_json(location, data)
         mount, path = self._split(location)
 
         if mount.version == 1:
@@ -133,30 +101,61 @@ class KV:
             return None
 
         try:
-            answer = self._transport.call(
-                lambda client: client.secrets.kv.v2.create_or_update_secret(
-                    path, dict(data), cas=cas, mount_point=mount.name
-                )
-            )
-        except VaultPermissionError as error:
-            failure: VaultError = _denied(
-                error, location, f"{mount.name}/data/{path}", "create, update"
-            )
-        except VaultResponseError as error:
-            failure = error
+            return self._write_v2(mount, path, data, cas)
+        except VaultUnavailableError as error:
+            if not error.maybe_done:
+                raise
 
-            if any("check-and-set" in said for said in error.errors):
-                failure = CheckAndSetError(
-                    f"The document {location.path!r} is not at version {cas} any more:"
-                    " somebody else wrote it. Read it again and decide anew.",
-                    status=error.status,
-                    path=location.path,
-                    errors=error.errors,
-                )
-        else:
-            return int(t.cast("dict[str, t.Any]", answer)["data"]["version"])
+            failure: VaultError = error
+        except VaultPermissionError as error:
+            raise denied(
+                error, location, f"{mount.name}/data/{path}", "create, update"
+            ) from None
+        except VaultResponseError as error:
+            raise lost_race(error, location, cas) from None
+
+        # The answer was lost. Only a read tells whether the write was done, and
+        # check-and-set makes it harmless to send it again when it was not.
+        written = self._read_back(location)
+
+        if written is not None and written.version != cas and written.data == data:
+            return written.version
+
+        if written is not None and (written.version or 0) == cas:
+            with contextlib.suppress(VaultError):
+                return self._write_v2(mount, path, data, cas)
 
         raise failure
+
+    def _write_v2(
+        self,
+        mount: Mount,
+        path: str,
+        data: cabc.Mapping[str, t.Any],
+        cas: int | None,
+    ) -> int:
+        answer = self._transport.call(
+            lambda client: client.secrets.kv.v2.create_or_update_secret(
+                path, dict(data), cas=cas, mount_point=mount.name
+            ),
+            repeatable=False,
+        )
+        written = t.cast("dict[str, t.Any]", answer).get("data")
+        version = written.get("version") if isinstance(written, dict) else None
+
+        if not isinstance(version, int):
+            raise VaultResponseError(
+                f"The answer to the write of {path!r} names no version: check that"
+                " VAULT_ADDR is Vault's address."
+            )
+
+        return version
+
+    def _read_back(self, location: Location) -> Document | None:
+        try:
+            return self.newest(location)
+        except VaultError:
+            return None
 
     def now(self) -> datetime.datetime:
         """The server's time."""
@@ -183,9 +182,15 @@ class KV:
                 errors=error.errors,
             )
         except VaultPermissionError as error:
-            failure = _denied(error, location, route, "list")
+            failure = denied(error, location, route, "list")
         else:
-            return list(t.cast("dict[str, t.Any]", answer)["data"]["keys"])
+            data = t.cast("dict[str, t.Any]", answer).get("data")
+            names = data.get("keys") if isinstance(data, dict) else None
+
+            if not isinstance(names, list):
+                raise not_a_document(location)
+
+            return [str(name) for name in names]
 
         raise failure
 
@@ -205,17 +210,31 @@ class KV:
             return Document(location.path, {}, int(version))
 
     def make_mount(self, location: Location) -> None:
-        """Mount a KV version 2 engine where a location needs one.
+        """Mount a key-value engine where a location needs one.
+
+        It is version 2, unless ``VAULT_KV_VERSION`` says otherwise. A mount that
+        somebody else makes meanwhile is as good.
 
         :raises VaultPermissionError: when the token may not.
         """
         name = location.mount or location.path.partition("/")[0]
-        self._transport.call(
-            lambda client: client.sys.enable_secrets_engine(
-                "kv", path=name, options={"version": "2"}
+        version = self._version or 2
+
+        try:
+            self._transport.call(
+                lambda client: client.sys.enable_secrets_engine(
+                    "kv", path=name, options={"version": str(version)}
+                )
             )
-        )
-        self._mounts[name] = Mount(name, 2)
+        except VaultResponseError as error:
+            if not any("already in use" in said for said in error.errors):
+                raise
+
+        self._mounts.pop(name, None)
+
+        if self.mount_of(location).version == 1:
+            return
+
         deadline = time.monotonic() + _UPGRADE_LIMIT
 
         while True:
@@ -303,14 +322,14 @@ class KV:
                 )
             )
         except SecretNotFoundError as error:
-            failure: VaultError = _missing(error, location, mount)
+            failure: VaultError = missing(error, location, mount, self._version)
         except VaultPermissionError as error:
-            failure = _denied(error, location, f"{mount.name}/{path}", "read")
+            failure = denied(error, location, f"{mount.name}/{path}", "read")
         else:
             data = t.cast("dict[str, t.Any]", answer).get("data")
 
             if not isinstance(data, dict):
-                raise _not_a_document(location)
+                raise not_a_document(location)
 
             return Document(location.path, data)
 
@@ -335,9 +354,16 @@ class KV:
             return client.write_data(quote(f"{mount.name}/{path}"), data=dict(data))
 
         try:
-            self._transport.call(write)
+            self._transport.call(write, repeatable=False)
+        except VaultUnavailableError as error:
+            found = self._read_back(location) if error.maybe_done else None
+
+            if found is None or found.data != data:
+                raise
+
+            return
         except VaultPermissionError as error:
-            failure = _denied(error, location, f"{mount.name}/{path}", "create, update")
+            failure = denied(error, location, f"{mount.name}/{path}", "create, update")
         else:
             return
 
@@ -350,101 +376,29 @@ def _document_v2(answer: dict[str, t.Any], location: Location) -> Document:
     metadata = outer.get("metadata") if isinstance(outer, dict) else None
 
     if not isinstance(data, dict) or not isinstance(metadata, dict):
-        raise _not_a_document(location)
+        raise not_a_document(location)
 
-    return Document(location.path, data, int(metadata["version"]), parse_time(metadata))
+    version = metadata.get("version")
+
+    if not isinstance(version, int):
+        raise not_a_document(location)
+
+    return Document(location.path, data, version, parse_time(metadata))
 
 
-def _not_a_document(location: Location) -> VaultResponseError:
-    return VaultResponseError(
-        f"What the server keeps at {location.path!r} has not the shape of a document:"
-        " set VAULT_KV_VERSION to the version of the mount, 1 or 2.",
+def _check_json(location: Location, data: cabc.Mapping[str, t.Any]) -> None:
+    for name, value in data.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            # The original's text holds the value.
+            bad = name
+            break
+    else:
+        return
+
+    raise VaultConfigError(
+        f"The value of {bad!r} for {location.path!r} cannot be expressed in JSON: use"
+        " text, a number, a list or a mapping; bytes as base64.",
         path=location.path,
-    )
-
-
-_FRACTION = re.compile(r"\.(\d+)")
-
-
-def parse_time(
-    metadata: cabc.Mapping[str, t.Any], key: str = "created_time"
-) -> datetime.datetime | None:
-    """Read a time of Vault's: RFC 3339, UTC, with nanoseconds."""
-    text = metadata.get(key)
-
-    if not isinstance(text, str) or not text:
-        return None
-
-    text = _FRACTION.sub(lambda m: f".{m[1][:6]:0<6}", text).replace("Z", "+00:00")
-
-    try:
-        return datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return None
-
-
-def _missing(
-    error: SecretNotFoundError, location: Location, mount: Mount
-) -> SecretNotFoundError:
-    what: dict[str, t.Any] = {
-        "status": error.status,
-        "path": location.path,
-        "errors": error.errors,
-    }
-    metadata = error.metadata
-
-    if metadata is not None:
-        state = "destroyed" if metadata.get("destroyed") else "deleted"
-        cure = (
-            "pin another version, or remove 'version' for the newest."
-            if location.version is not None
-            else "write a new one, or undelete it with 'vault kv undelete'."
-            if state == "deleted"
-            else "write a new one."
-        )
-        gone = SecretVersionError(
-            f"Version {metadata.get('version')} of {location.path!r} was {state}:"
-            f" {cure}",
-            **what,
-        )
-        gone.metadata = metadata
-        return gone
-
-    if location.version is not None:
-        return SecretVersionError(
-            f"There is no version {location.version} of {location.path!r}: pin another,"
-            " or remove 'version' for the newest.",
-            **what,
-        )
-
-    if any("no handler for route" in said for said in error.errors):
-        return SecretNotFoundError(
-            f"The server has no mount for {location.path!r}: check VAULT_MOUNT"
-            f" ({mount.name!r}), or make it with 'flask vault init'.",
-            **what,
-        )
-
-    rest = location.path[len(mount.name) + 1 :]
-    hint = (
-        " Leave out 'data/': Flask-Vault adds it for KV version 2."
-        if rest.startswith("data/")
-        else ""
-    )
-    return SecretNotFoundError(
-        f"There is no document at {location.path!r}: check VAULT_MOUNT, VAULT_PREFIX"
-        f" and the reference, or make it with 'flask vault init'.{hint}",
-        **what,
-    )
-
-
-def _denied(
-    error: VaultPermissionError, location: Location, route: str, capabilities: str
-) -> VaultPermissionError:
-    said = " ".join("; ".join(error.errors).split())
-    return VaultPermissionError(
-        f"Vault denies access to {location.path!r} ({error.status}: {said}): the"
-        f" token's policy must grant '{capabilities}' on {route!r}.",
-        status=error.status,
-        path=location.path,
-        errors=error.errors,
     )

@@ -3,117 +3,41 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import copy
-import dataclasses
+import contextlib
 import datetime
 import email.utils
+import logging
 import time
 import typing as t
 
-from ..errors import VaultLoginError
-from ..errors import VaultPermissionError
-from .auth import Credential
-from .auth import LoginMethod
-from .auth import Token
+from ..errors import VaultError
+from ..errors import VaultNotInitializedError
+from ..errors import VaultSealedError
+from ..errors import VaultUnavailableError
+from .endpoint import Endpoint
 from .process import PerProcess
-from .process import SingleFlight
+from .retries import Budget
+from .retries import Patience
+from .retries import pause_before_retry
+from .session import Session
 
 if t.TYPE_CHECKING:
     import hvac
-    import requests
+
+    from .auth import LoginMethod
+    from .tokens import Token
 
 T = t.TypeVar("T")
 
-#: Seconds for which an answer to "is this token alive?" is believed.
-_VERDICT_LIFE: t.Final = 5.0
+_log = logging.getLogger("flask_vault")
 
 
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """Which server, and how to reach it.
+class Wire:
+    """What the answers of a server tell beside their bodies."""
 
-    :param verify: check the certificate against the system's authorities (``True``) or
-        those in a file or folder; ``False`` checks nothing.
-    :param connect_timeout: seconds.
-    :param read_timeout: seconds of silence from the server.
-    """
-
-    address: str
-    namespace: str | None = None
-    verify: bool | str = True
-    connect_timeout: float = 2.0
-    read_timeout: float = 5.0
-
-
-@dataclasses.dataclass
-class _Login:
-    token: Token
-    client: hvac.Client
-    #: The server has done something for this token.
-    proven: bool = False
-
-
-class _State:
-    """What must not cross a fork."""
-
-    def __init__(self, session: requests.Session) -> None:
-        self.session = session
-        self.flights = SingleFlight()
-        self.login: _Login | None = None
-
-
-class Transport:
-    """Runs operations of hvac's client with a living token.
-
-    :param method: how to log in. It is asked for at the first use, not before.
-    """
-
-    def __init__(self, endpoint: Endpoint, method: LoginMethod) -> None:
-        self.endpoint = endpoint
-        self.method = method
-        self._state: PerProcess[_State] = PerProcess(self._new_state)
-        #: Crosses a fork: a child goes on with the token of its parent.
-        self._token: Token | None = None
-        self._refused: tuple[Credential, VaultLoginError] | None = None
-        self._verdict: tuple[str, float, bool] | None = None
+    def __init__(self) -> None:
         self._clock: tuple[float, float] | None = None
-        self._anonymous: PerProcess[hvac.Client] = PerProcess(lambda: self._client(""))
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.endpoint.address} {self.method.name}>"
-
-    @property
-    def token(self) -> Token | None:
-        """The token in use, or ``None`` before the first login."""
-        return self._token
-
-    def call(self, operation: cabc.Callable[[hvac.Client], T]) -> T:
-        """Run an operation with a client that is logged in.
-
-        A 403 may mean a dead token. When it does, one new login is made for all
-        threads, and the operation is run once more.
-
-        :raises VaultLoginError: when the login is refused. It is not sent again until
-            the credential changes.
-        """
-        login = self._login(None)
-
-        try:
-            result = operation(login.client)
-        except VaultPermissionError as error:
-            if self._alive(login):
-                raise
-
-            denial = error
-        else:
-            login.proven = True
-            return result
-
-        return operation(self._login_anew(login, denial).client)
-
-    def anonymous(self, operation: cabc.Callable[[hvac.Client], T]) -> T:
-        """Run an operation that needs no token."""
-        return operation(self._anonymous.get())
+        self._index: str | None = None
 
     def now(self) -> datetime.datetime:
         """The server's time, from its ``Date`` header (a second's resolution).
@@ -128,9 +52,108 @@ class Transport:
             server + time.monotonic() - seen, datetime.timezone.utc
         )
 
-    def login(self) -> Token:
+    def headers(self, method: str) -> cabc.Mapping[str, str]:
+        """What makes a standby of OpenBao's serve a read after our own writes.
+
+        It forwards the read to the active node when it has not caught up.
+        """
+        if self._index is None or method.lower() not in {"get", "list"}:
+            return {}
+
+        return {
+            "X-Vault-Index": self._index,
+            "X-Vault-Inconsistent": "forward-active-node",
+        }
+
+    def take(self, method: str, headers: cabc.Mapping[str, str]) -> None:
+        """Note what an answer's headers say."""
+        if method.lower() in {"post", "put", "delete", "patch"}:
+            self._index = headers.get("X-Vault-Index") or self._index
+
+        now = time.monotonic()
+
+        if self._clock is not None and now - self._clock[1] < 10:
+            return
+
+        with contextlib.suppress(KeyError, ValueError):
+            date = email.utils.parsedate_to_datetime(headers["Date"])
+            self._clock = date.timestamp(), now
+
+
+class Transport:
+    """Runs operations of hvac's client with a living token.
+
+    :param method: how to log in. It is asked for at the first use, not before.
+    :param revoke_on_exit: revoke a token that we made when the process ends.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        method: LoginMethod,
+        *,
+        revoke_on_exit: bool = False,
+    ) -> None:
+        self.endpoint = endpoint
+        self.method = method
+        self._wire = Wire()
+        self._budget: PerProcess[Budget] = PerProcess(Budget)
+        self._patience = Patience()
+        self._session = Session(
+            endpoint, method, self._wire, revoke_on_exit=revoke_on_exit
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.endpoint.shown} {self.method.name}>"
+
+    @property
+    def token(self) -> Token | None:
+        """The token in use, or ``None`` before the first login."""
+        return self._session.token
+
+    def call(
+        self,
+        operation: cabc.Callable[[hvac.Client], T],
+        *,
+        repeatable: bool = True,
+    ) -> T:
+        """Run an operation with a client that is logged in.
+
+        A failure that may pass is tried again: once, soon; or, inside of
+        :meth:`patient`, until its deadline. A 403 may mean a dead token. When it does,
+        one new login is made for all threads, and the operation is run once more.
+
+        :param repeatable: ``False`` for what must not be carried out twice. It is not
+            sent again when it may have been done.
+        :raises VaultLoginError: when the login is refused. It is not sent again until
+            the credential changes.
+        """
+        return self._retried(lambda: self._session.run(operation), repeatable)
+
+    def anonymous(self, operation: cabc.Callable[[hvac.Client], T]) -> T:
+        """Run an operation that needs no token, once."""
+        return operation(self._session.anonymous())
+
+    def login(self) -> None:
         """Log in now, unless that was done before."""
-        return self._login(None).token
+        self._retried(self._session.login, repeatable=True)
+
+    @contextlib.contextmanager
+    def patient(self, seconds: float) -> cabc.Iterator[None]:
+        """Wait for a server that does not answer, as at the start of an app.
+
+        :param seconds: for everything inside together; 0 does not wait.
+        """
+        self._patience = Patience.of(seconds)
+
+        try:
+            yield
+        finally:
+            self._patience = Patience()
+
+    def now(self) -> datetime.datetime:
+        """The server's time."""
+        return self._wire.now()
 
     def health(self) -> dict[str, t.Any]:
         """What the server says of itself, sealed or not (``sys/health``)."""
@@ -146,125 +169,51 @@ class Transport:
             had.
         """
         answer = self.call(lambda client: client.auth.token.lookup_self())
-        return int(t.cast("dict[str, t.Any]", answer)["data"]["ttl"]) or None
+        data = t.cast("dict[str, t.Any]", answer).get("data")
+        ttl = data.get("ttl") if isinstance(data, dict) else None
+        return ttl if isinstance(ttl, int) and ttl > 0 else None
 
-    # --- login ---------------------------------------------------------------------
+    def _sealed_or_new(self, error: VaultSealedError) -> VaultUnavailableError:
+        """A server that was never initialized says that it is sealed, too."""
+        with contextlib.suppress(VaultError):
+            if self.health().get("initialized") is False:
+                return VaultNotInitializedError(
+                    f"Vault at {self.endpoint.shown} is not initialized: run 'bao"
+                    " operator init' or 'vault operator init'.",
+                    status=error.status,
+                    path=error.path,
+                    errors=error.errors,
+                )
 
-    def _login(self, dead: _Login | None) -> _Login:
-        state = self._state.get()
-        login = state.login
+        return error
 
-        if login is not None and login is not dead:
-            return login
+    def _retried(self, work: cabc.Callable[[], T], repeatable: bool) -> T:
+        attempt = 0
 
-        return state.flights.do("login", lambda: self._fly_login(state, dead))
+        while True:
+            try:
+                return work()
+            except VaultSealedError as error:
+                raise self._sealed_or_new(error) from None
+            except VaultUnavailableError as error:
+                patience = self._patience
+                pause = pause_before_retry(
+                    error,
+                    attempt,
+                    patience,
+                    self._budget.get(),
+                    repeatable=repeatable,
+                )
 
-    def _fly_login(self, state: _State, dead: _Login | None) -> _Login:
-        login = state.login
+                if pause is None:
+                    raise
 
-        # Another flight may have landed between the look and the take-off.
-        if login is not None and login is not dead:
-            return login
+                if attempt == 0 and patience.deadline is not None:
+                    _log.warning(
+                        "%s Trying again for %.0f s (VAULT_STARTUP_TIMEOUT).",
+                        error,
+                        patience.deadline - time.monotonic(),
+                    )
 
-        token = self._token
-
-        if token is None or dead is not None:
-            token = self._new_token()
-
-        self._token = token
-        state.login = _Login(token, self._client(token.value))
-        return state.login
-
-    def _new_token(self) -> Token:
-        credential = self.method.credential()
-
-        if self._refused is not None and self._refused[0] == credential:
-            raise copy.copy(self._refused[1])
-
-        try:
-            return self.method.login(self._anonymous.get(), credential)
-        except VaultLoginError as error:
-            self._refused = credential, error
-            raise
-
-    def _login_anew(self, dead: _Login, denial: VaultPermissionError) -> _Login:
-        credential = self.method.credential()
-
-        # A token from config cannot be made anew; from a file it may be another by now.
-        if credential == (dead.token.value,):
-            # Without the "default" policy a living token may not look itself up.
-            if dead.proven:
-                raise denial
-
-            raise VaultLoginError(
-                f"Vault at {self.endpoint.address} does not accept the token"
-                f" (asked for {denial.path!r}): it expired, was revoked, or is for"
-                " another server or namespace. Check VAULT_TOKEN or the token file.",
-                status=denial.status,
-                path=denial.path,
-                errors=denial.errors,
-            )
-
-        return self._login(dead)
-
-    def _alive(self, login: _Login) -> bool:
-        """Whether the token of a login is still good, asked once for all threads."""
-        value = login.token.value
-        verdict = self._verdict
-
-        if verdict and verdict[0] == value and verdict[1] > time.monotonic():
-            return verdict[2]
-
-        if self._state.get().login is not login:
-            return False
-
-        return self._state.get().flights.do(
-            "alive", lambda: self._fly_alive(login.client, value)
-        )
-
-    def _fly_alive(self, client: hvac.Client, value: str) -> bool:
-        try:
-            client.auth.token.lookup_self()
-            alive = True
-        except VaultPermissionError:
-            alive = False
-
-        self._verdict = value, time.monotonic() + _VERDICT_LIFE, alive
-        return alive
-
-    # --- per process -----------------------------------------------------------------
-
-    def _new_state(self) -> _State:
-        from .adapter import new_session
-
-        return _State(new_session(self.endpoint.verify))
-
-    def _client(self, token: str) -> hvac.Client:
-        import hvac
-
-        from .adapter import VaultAdapter
-
-        endpoint = self.endpoint
-        # An empty token, or hvac takes one from the environment or the home folder.
-        return hvac.Client(
-            url=endpoint.address,
-            token=token,
-            namespace=endpoint.namespace,
-            session=self._state.get().session,
-            adapter=t.cast(t.Any, VaultAdapter),
-            timeouts=(endpoint.connect_timeout, endpoint.read_timeout),
-            on_headers=self._on_headers,
-        )
-
-    def _on_headers(self, headers: cabc.Mapping[str, str]) -> None:
-        now = time.monotonic()
-
-        if self._clock is not None and now - self._clock[1] < 10:
-            return
-
-        try:
-            date = email.utils.parsedate_to_datetime(headers["Date"])
-        except (KeyError, ValueError):
-            return
-
-        self._clock = date.timestamp(), now
+            time.sleep(pause)
+            attempt += 1
