@@ -316,6 +316,12 @@ def rotate(
             "Give one of --all, --secret NAME, --list-backups and --restore FILE."
         )
 
+    if as_json and not list_backups:
+        raise click.UsageError("--json goes with --list-backups.")
+
+    if restore and no_backup:
+        raise click.UsageError("--no-backup does not go with --restore.")
+
     asks_nothing = list_backups or dry_run
 
     mode: Mode = "inspect" if asks_nothing else "tolerate"

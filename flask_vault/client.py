@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import copy
+import datetime
 import functools
 import logging
 import os
@@ -129,7 +130,12 @@ class VaultClient:
         )
         self._transport = Transport(
             endpoint,
-            parse_auth(settings.auth, settings.token),
+            parse_auth(
+                settings.auth,
+                settings.token,
+                key=settings.auth_key,
+                client_cert=endpoint.client_cert,
+            ),
             revoke_on_exit=settings.revoke_on_exit,
         )
         self._kv = KV(self._transport, settings.kv_version)
@@ -259,6 +265,7 @@ class VaultClient:
 
         :param patience: seconds to wait for a server that does not answer.
         """
+        self._require_enabled("What is in Vault")
         settings = self.settings
         cache = None
 
@@ -500,9 +507,14 @@ class VaultClient:
         return result
 
     def clear_cache(self) -> None:
-        """Forget every document, the stale ones too, and what this context has seen."""
+        """Forget every document, the stale ones too, and what this context has seen.
+
+        Forgets as well that a login was refused: when the role was mended, or its lock
+        is over, the same credential is sent once more.
+        """
         if self.settings.enabled:
             self._store.clear()
+            self._transport.forget_refusal()
 
         if (pin := self._pin()) is not None:
             pin.snapshot = Snapshot()
@@ -529,8 +541,12 @@ class VaultClient:
         """Whether a document is served that could not be read anew."""
         return self.settings.enabled and bool(self._store.failing)
 
-    def now(self) -> t.Any:
-        """Vault's time, from its last answers; a ``datetime`` in UTC."""
+    def now(self) -> datetime.datetime:
+        """Vault's time, from its last answers, in UTC.
+
+        :raises VaultConfigError: when ``VAULT_ENABLED`` is false.
+        """
+        self._require_enabled("Vault's time")
         return self._transport.now()
 
     def _hold(self, location: Location, document: Document) -> None:

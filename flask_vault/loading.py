@@ -116,6 +116,8 @@ def _as_operator(settings: Settings, writes: bool) -> Settings:
             return dataclasses.replace(settings, token=token, auth=None)
 
     if writes and settings.rotate_auth is not None:
-        return dataclasses.replace(settings, auth=settings.rotate_auth)
+        return dataclasses.replace(
+            settings, auth=settings.rotate_auth, auth_key="VAULT_ROTATE_AUTH"
+        )
 
     return settings

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import itertools
+import random
+import time
 import typing as t
 
 from .catalog import Catalog
@@ -35,6 +38,9 @@ class Provision:
     needed: bool = True
     error: VaultError | None = None
 
+
+#: How often a document that others write at the same time is looked at anew.
+_TRIES: t.Final = 5
 
 #: Gives the value of a field that nobody generates, or ``None``. For a document that an
 #: entry wants whole it is asked for the field ``""``, and gives a mapping.
@@ -145,7 +151,7 @@ def _fill(
     """
     made: dict[str, t.Any] = {}
 
-    while True:
+    for attempt in itertools.count():
         present = _present(kv, location)
         new: dict[str, t.Any] = {}
         created: set[str] = set()
@@ -167,10 +173,16 @@ def _fill(
         try:
             kv.write(location, {**present.data, **new}, present.version)
         except CheckAndSetError:
+            if attempt == _TRIES:
+                raise
+
             # Somebody else is creating it, too. Theirs stays.
+            time.sleep(random.uniform(0.02, 0.1 * 2**attempt))  # noqa: S311
             continue
 
         return {**present.data, **new}, created
+
+    raise AssertionError  # pragma: no cover
 
 
 def _present(kv: KV, location: Location) -> Document:

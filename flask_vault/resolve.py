@@ -154,7 +154,7 @@ def without_vault(
         return Outcome(entry, "default", present)
 
     if entry.secret.default is not MISSING:
-        return Outcome(entry, "default", entry.secret.default)
+        return Outcome(entry, "default", copy.deepcopy(entry.secret.default))
 
     return Outcome(entry, "unset")
 

@@ -64,7 +64,7 @@ def rotate(
         except VaultError as error:
             codes.append(exit_code_of(error))
             say_error(f"{target.label}: {error}")
-            _say_next(target.label, error)
+            _say_next(target.label, error, selected)
         else:
             version = "" if done.version is None else f", version {done.version}"
             kept = f"backup {done.backup}" if done.backup else "no backup"
@@ -83,13 +83,15 @@ def rotate(
     raise click.exceptions.Exit(worst(codes))
 
 
-def _say_next(label: str, error: VaultError) -> None:
+def _say_next(label: str, error: VaultError, selected: tuple[str | None, ...]) -> None:
     code = exit_code_of(error)
+    again = " ".join("--all" if s is None else f"--secret {s}" for s in selected)
+    done = getattr(error, "maybe_done", False)
 
     if code == 4:
         click.echo(
-            f"{label}: not known to be rotated. Running it again is safe:"
-            f" flask vault rotate --secret {label}",
+            f"{label}: {'not known to be' if done else 'not'} rotated. Running it again"
+            f" is safe: flask vault rotate {again}",
             err=True,
         )
     elif code == 3:
@@ -100,8 +102,7 @@ def _say_next(label: str, error: VaultError) -> None:
         )
     else:
         click.echo(
-            f"{label}: not rotated. When that is mended:"
-            f" flask vault rotate --secret {label}",
+            f"{label}: not rotated. When that is mended: flask vault rotate {again}",
             err=True,
         )
 

@@ -52,6 +52,8 @@ class Settings:
     addresses: tuple[str, ...] = ()
     token: str | None = dataclasses.field(default=None, repr=False)
     auth: object = dataclasses.field(default=None, repr=False)
+    #: The config key that ``auth`` is from, for messages.
+    auth_key: str = "VAULT_AUTH"
     rotate_auth: object = dataclasses.field(default=None, repr=False)
     revoke_on_exit: bool = False
     namespace: str | None = None

@@ -86,12 +86,24 @@ class Store:
 
     @property
     def failing(self) -> dict[Location, VaultError]:
-        """The locations whose last read failed, and how."""
-        return {place: failure.error for place, failure in self._failures.items()}
+        """The locations that are served stale, since their last read failed, and how.
+
+        One that is too old to be served counts no more.
+        """
+        # A copy in one step: other threads write to it.
+        failures = dict(self._failures)
+        return {
+            place: failure.error
+            for place, failure in failures.items()
+            if (held := self.snapshot.get(place)) and self._may_serve(held)
+        }
 
     def is_fresh(self, held: Held) -> bool:
         """Whether a document is young enough to be served without asking."""
         return self._clock() - held.since < self._ttl
+
+    def _may_serve(self, held: Held) -> bool:
+        return self._clock() - held.since < self._ttl + self._max_stale
 
     def read(self, location: Location, *, use_cache: bool = True) -> Document:
         """The document at a location.
@@ -104,21 +116,25 @@ class Store:
 
         held = self.snapshot.get(location)
 
-        if held is not None and self.is_fresh(held):
+        if held is None:
+            return self._shared_fetch(location)
+
+        if self.is_fresh(held):
             return held.document
 
         failure = self._failures.get(location)
 
-        if held is None or failure is None or failure.retry_at <= self._clock():
-            try:
-                return self._shared_fetch(location)
-            except VaultError as error:
-                if held is None:
-                    raise
+        if failure is not None:
+            flights = self._sync.get().flights
 
-                failure = self._failures.get(location) or self._failed(location, error)
+            # One thread finds out whether the server is back; the others do not wait.
+            if failure.retry_at > self._clock() or flights.is_flying(location):
+                return self._stale(held, failure.error)
 
-        return self._stale(location, held, failure.error)
+        try:
+            return self._shared_fetch(location)
+        except VaultError as error:
+            return self._stale(held, error)
 
     def read_many(
         self, locations: cabc.Iterable[Location]
@@ -164,64 +180,74 @@ class Store:
             if held is not None and self.is_fresh(held):
                 return held.document
 
-            return self._fetch(location)
+            # With something to serve there is no need to try twice, and to wait twice.
+            document = self._fetch(location, retry=held is None)
+            held = self.snapshot.get(location)
+            return document if held is None else held.document
 
         return self._sync.get().flights.do(location, work)
 
-    def _fetch(self, location: Location) -> Document:
+    def _fetch(self, location: Location, *, retry: bool = True) -> Document:
         # Before the request: the value is at least as old as the question.
         began = self._clock()
 
         try:
-            document = self._kv.read(location)
+            document = self._kv.read(location, retry=retry)
         except VaultError as error:
             self._failed(location, error)
             raise
 
-        return self._hold(location, document, began)
+        self._hold(location, document, began)
+        return document
 
-    def _hold(self, location: Location, document: Document, since: float) -> Document:
-        """Hold a document, unless a newer one is there.
-
-        :return: the one that is held.
-        """
+    def _hold(self, location: Location, document: Document, since: float) -> None:
+        """Hold a document, unless a newer one is there."""
         with self._sync.get().lock:
             held = self.snapshot.get(location)
+            self._failures.pop(location, None)
 
-            # An answer that was long on its way, or a standby that lags behind.
-            if held is not None and (
-                held.since > since or _is_older(document, held.document)
-            ):
-                return held.document
+            # An answer that was long on its way.
+            if held is not None and held.since > since:
+                return
+
+            # A standby that lags behind, or a server that was restored to an old state.
+            if held is not None and _is_older(document, held.document):
+                _log.warning(
+                    "Vault serves version %s of %r after version %s, which is kept"
+                    " until the process starts anew or clears its cache.",
+                    document.version,
+                    location.path,
+                    held.document.version,
+                )
+                document = held.document
 
             self.snapshot = self.snapshot.having(location, Held(document, since))
-            self._failures.pop(location, None)
-            return document
 
-    def _failed(self, location: Location, error: VaultError) -> _Failure:
-        kept = without_frames(copy.copy(error))
-        failure = _Failure(kept, self._clock() + RETRY_PAUSE)
+    def _failed(self, location: Location, error: VaultError) -> None:
+        held = self.snapshot.get(location)
 
         # Without a document there is nothing that could be stale.
-        if location in self.snapshot:
-            self._failures[location] = failure
+        if held is None:
+            return
 
-        return failure
+        kept = without_frames(copy.copy(error))
 
-    def _stale(self, location: Location, held: Held, error: VaultError) -> Document:
-        age = self._clock() - held.since
-
-        if age >= self._ttl + self._max_stale:
-            # Each thread gets one of its own: a raise writes to it.
-            raise copy.copy(error)
+        with self._sync.get().lock:
+            self._failures[location] = _Failure(kept, self._clock() + RETRY_PAUSE)
 
         _log.warning(
-            "The document %r is served %d seconds old, since a new read failed: %s",
+            "The document %r is %d seconds old, and a new read failed: %s",
             location.path,
-            age,
+            self._clock() - held.since,
             error,
         )
-        return held.document
+
+    def _stale(self, held: Held, error: VaultError) -> Document:
+        if self._may_serve(held):
+            return held.document
+
+        # Each thread gets one of its own: a raise writes to it.
+        raise copy.copy(error)
 
 
 def _is_older(document: Document, held: Document) -> bool:

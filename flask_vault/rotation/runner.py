@@ -134,6 +134,13 @@ class Runner:
         names = header.fields if before.data else tuple(backup.before)
         old = {name: backup.before[name] for name in names if name in backup.before}
 
+        if not old:
+            raise RotationError(
+                f"The backup {backup.name!r} is of a document that had none of its"
+                " fields yet: there is nothing to bring back.",
+                path=location.path,
+            )
+
         if all(name in before.data and before.data[name] == old[name] for name in old):
             raise AlreadyRotatedError(
                 f"The document {location.path!r} holds the values of the backup"
@@ -161,7 +168,7 @@ class Runner:
             try:
                 version = self._kv.write(location, after, before.version)
             except CheckAndSetError:
-                latest = self._kv.read(location)
+                latest = self._kv.newest(location)
 
                 if any(latest.data.get(f) != before.data.get(f) for f in new):
                     raise AlreadyRotatedError(

@@ -146,13 +146,14 @@ class VaultAdapter(_Adapter):
             # What the first one said is told: it is the one that usually serves.
             failure = failure or answer
 
-            if not _may_go_elsewhere(answer, method):
-                failure = answer
-                break
-
+            # A standby says that it did nothing, and who does. When it did something
+            # all the same, check-and-set makes a second write harmless.
             if leader in left:
                 left.remove(leader)
                 left.insert(0, leader)
+            elif not _may_go_elsewhere(answer, method):
+                failure = answer
+                break
 
         raise t.cast(VaultError, failure)
 

@@ -49,7 +49,8 @@ def refusal(
     :param body: as :func:`json_object` gives it.
     """
     status = response.status_code
-    errors = [str(e) for e in (body or {}).get("errors") or []]
+    told = (body or {}).get("errors")
+    errors = [str(e) for e in told] if isinstance(told, list) else []
     said = " ".join("; ".join(errors).split())
     what: dict[str, t.Any] = {"status": status, "path": path, "errors": errors}
     quoted = f" ({status}: {said})" if said else f" ({status})"
@@ -57,7 +58,7 @@ def refusal(
     unavailable = _unavailable(status, address, said, quoted, what)
 
     if unavailable is not None:
-        unavailable.maybe_done = status not in _NOT_DONE
+        unavailable.maybe_done = status not in _NOT_DONE and status != 400
         unavailable.retry_after = _retry_after(response)
         return unavailable
 

@@ -68,6 +68,7 @@ def parse_auth(
     *,
     key: str = "VAULT_AUTH",
     environ: cabc.Mapping[str, str] = os.environ,
+    client_cert: tuple[str, str] | None = None,
 ) -> LoginMethod:
     """Make the login method that ``VAULT_AUTH`` describes.
 
@@ -75,6 +76,7 @@ def parse_auth(
         uses ``token``.
     :param token: ``VAULT_TOKEN``.
     :param key: the config key that ``raw`` is from, for messages.
+    :param client_cert: the files of ``VAULT_CLIENT_CERT`` and its key.
     :raises VaultConfigError: with the key and the cure in the message.
     """
     if raw is None:
@@ -112,7 +114,7 @@ def parse_auth(
         if not {"token", "token_file", "token_env"} & options.keys():
             options["token"] = token
 
-    made = Options(method, options, key=key, environ=environ)
+    made = Options(method, options, key=key, environ=environ, client_cert=client_cert)
     return _class_of(method, key)(made)
 
 

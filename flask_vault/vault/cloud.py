@@ -92,6 +92,7 @@ class AwsLogin(_CloudLogin):
                 region=self._region,
                 mount_point=self._mount,
             ),
+            key=self._options.key,
         )
 
 
@@ -126,6 +127,7 @@ class AzureLogin(_CloudLogin):
                 mount_point=self._mount,
                 **t.cast("dict[str, t.Any]", details),
             ),
+            key=self._options.key,
         )
 
 
@@ -151,4 +153,5 @@ class GcpLogin(_CloudLogin):
                 use_token=False,
                 mount_point=self._mount,
             ),
+            key=self._options.key,
         )

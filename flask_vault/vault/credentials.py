@@ -27,7 +27,10 @@ class Options:
         *,
         key: str = "VAULT_AUTH",
         environ: cabc.Mapping[str, str] = os.environ,
+        client_cert: tuple[str, str] | None = None,
     ) -> None:
+        #: The files of the certificate that the connection shows, if any.
+        self.client_cert = client_cert
         self.method = method
         self.raw = dict(raw)
         self.key = key

@@ -69,3 +69,8 @@ def parse_time(
         return datetime.datetime.fromisoformat(text)
     except ValueError:
         return None
+
+
+def mapping(value: object) -> dict[str, t.Any]:
+    """A part of an answer that should be an object; an empty one when it is none."""
+    return value if isinstance(value, dict) else {}

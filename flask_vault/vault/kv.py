@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import contextlib
+import copy
 import datetime
 import json
 import time
@@ -18,6 +18,7 @@ from ..errors import VaultResponseError
 from ..errors import VaultUnavailableError
 from .documents import Document
 from .documents import Location
+from .documents import mapping
 from .documents import Mount
 from .documents import parse_time
 from .explanations import denied
@@ -49,8 +50,10 @@ class KV:
         self._mounts: dict[str, Mount] = {}
         self._flights: PerProcess[SingleFlight] = PerProcess(SingleFlight)
 
-    def read(self, location: Location) -> Document:
+    def read(self, location: Location, *, retry: bool = True) -> Document:
         """Read a document.
+
+        :param retry: ``False`` takes the first failure for an answer.
 
         :raises SecretNotFoundError: when there is none.
         :raises SecretVersionError: when the version was deleted or destroyed.
@@ -60,7 +63,7 @@ class KV:
         mount, path = self._split(location)
 
         if mount.version == 1:
-            return self._read_v1(mount, path, location)
+            return self._read_v1(mount, path, location, retry)
 
         try:
             answer = self._transport.call(
@@ -69,7 +72,8 @@ class KV:
                     version=location.version,
                     mount_point=mount.name,
                     raise_on_deleted_version=True,
-                )
+                ),
+                retry=retry,
             )
         except SecretNotFoundError as error:
             failure: VaultError = missing(error, location, mount, self._version)
@@ -122,10 +126,18 @@ class KV:
             return written.version
 
         if written is not None and (written.version or 0) == cas:
-            with contextlib.suppress(VaultError):
+            try:
                 return self._write_v2(mount, path, data, cas)
+            except VaultResponseError:
+                # The first one landed late, or somebody else was between.
+                written = self._read_back(location)
 
-        raise failure
+                if written is not None and written.data == data:
+                    return written.version
+            except VaultError:
+                pass
+
+        raise _unknown_outcome(failure, location)
 
     def _write_v2(
         self,
@@ -289,7 +301,7 @@ class KV:
             # follows tells the two apart.
             return assumed
 
-        data = t.cast("dict[str, t.Any]", answer).get("data") or {}
+        data = mapping(t.cast("dict[str, t.Any]", answer).get("data"))
         name = str(data.get("path") or "").strip("/") or assumed.name
         kind = data.get("type")
 
@@ -300,14 +312,16 @@ class KV:
                 path=path,
             )
 
-        version = (data.get("options") or {}).get("version")
+        version = mapping(data.get("options")).get("version")
         return Mount(name, 2 if str(version) == "2" else 1)
 
     def _split(self, location: Location) -> tuple[Mount, str]:
         mount = self.mount_of(location)
         return mount, location.path[len(mount.name) :].strip("/")
 
-    def _read_v1(self, mount: Mount, path: str, location: Location) -> Document:
+    def _read_v1(
+        self, mount: Mount, path: str, location: Location, retry: bool
+    ) -> Document:
         if location.version is not None:
             raise VaultConfigError(
                 f"The mount {mount.name!r} is KV version 1, which keeps no versions:"
@@ -319,7 +333,8 @@ class KV:
             answer = self._transport.call(
                 lambda client: client.secrets.kv.v1.read_secret(
                     path, mount_point=mount.name
-                )
+                ),
+                retry=retry,
             )
         except SecretNotFoundError as error:
             failure: VaultError = missing(error, location, mount, self._version)
@@ -384,6 +399,16 @@ def _document_v2(answer: dict[str, t.Any], location: Location) -> Document:
         raise not_a_document(location)
 
     return Document(location.path, data, version, parse_time(metadata))
+
+
+def _unknown_outcome(failure: VaultError, location: Location) -> VaultError:
+    unknown = copy.copy(failure)
+    unknown.message = (
+        f"{failure} The document {location.path!r} may have been written all the same:"
+        " look before you write again."
+    )
+    unknown.args = (unknown.message,)
+    return unknown
 
 
 def _check_json(location: Location, data: cabc.Mapping[str, t.Any]) -> None:

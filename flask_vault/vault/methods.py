@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import hashlib
+import pathlib
 import time
 import typing as t
 
@@ -24,12 +26,15 @@ if t.TYPE_CHECKING:
 _SERVICE_ACCOUNT: t.Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 
-def exchange(mount: str, what: str, send: cabc.Callable[[], object]) -> Token:
+def exchange(
+    mount: str, what: str, send: cabc.Callable[[], object], *, key: str = "VAULT_AUTH"
+) -> Token:
     """Send a login, and say what its refusal means.
 
     :param mount: of the auth method.
     :param what: the credential, for the message.
     :param send: sends the request and returns the answer.
+    :param key: the config key that the credential is from, for the message.
     :raises VaultLoginError: when the server refuses the credential.
     """
     began = time.monotonic()
@@ -45,8 +50,8 @@ def exchange(mount: str, what: str, send: cabc.Callable[[], object]) -> Token:
         said = " ".join("; ".join(error.errors).split()) or "no reason given"
         refusal = VaultLoginError(
             f"Vault refuses the login at 'auth/{mount}' ({error.status}: {said}): check"
-            f" {what} in VAULT_AUTH. It is not tried again, since repeated failures"
-            " lock the role.",
+            f" {what} in {key}. It is not tried again, since repeated failures lock"
+            " the role.",
             status=error.status,
             path=error.path,
             errors=error.errors,
@@ -55,7 +60,7 @@ def exchange(mount: str, what: str, send: cabc.Callable[[], object]) -> Token:
     except SecretNotFoundError as error:
         refusal = VaultLoginError(
             f"There is no auth method at 'auth/{mount}' ({error.status}): check 'mount'"
-            " in VAULT_AUTH, and VAULT_NAMESPACE.",
+            f" in {key}, and VAULT_NAMESPACE.",
             status=error.status,
             path=error.path,
             errors=error.errors,
@@ -154,6 +159,7 @@ class AppRoleLogin:
             lambda: client.auth.approle.login(
                 role_id, secret_id, use_token=False, mount_point=self._mount
             ),
+            key=self._options.key,
         )
 
     def _unwrap(self, client: hvac.Client, wrapping_token: str) -> str:
@@ -189,6 +195,7 @@ class JwtLogin:
             lambda: client.auth.jwt.jwt_login(
                 self._role, credential[0], use_token=False, path=self._mount
             ),
+            key=self._options.key,
         )
 
 
@@ -211,6 +218,7 @@ class KubernetesLogin(JwtLogin):
             lambda: client.auth.kubernetes.login(
                 self._role, credential[0], use_token=False, mount_point=self._mount
             ),
+            key=self._options.key,
         )
 
 
@@ -240,6 +248,7 @@ class PasswordLogin:
                 use_token=False,
                 mount_point=self._mount,
             ),
+            key=self._options.key,
         )
 
 
@@ -251,11 +260,29 @@ class CertLogin:
 
     def __init__(self, options: Options) -> None:
         options.check_names((), ("mount", "role"))
+        self._files = options.client_cert
+        self._key = options.key
         self._mount = (options.text("mount") or "cert").strip("/")
         self._role = options.text("role")
 
+        if self._files is None:
+            raise VaultConfigError(
+                f"{options.key} has the method 'cert' and VAULT_CLIENT_CERT is unset:"
+                " set it to the file of the certificate."
+            )
+
     def credential(self) -> Credential:
-        return ()
+        try:
+            read = [pathlib.Path(file).read_bytes() for file in self._files or ()]
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        else:
+            return tuple(hashlib.sha256(content).hexdigest() for content in read)
+
+        raise VaultConfigError(
+            f"VAULT_CLIENT_CERT or VAULT_CLIENT_KEY cannot be read ({reason}): check"
+            " the files and their permissions."
+        )
 
     def login(self, client: hvac.Client, credential: Credential) -> Token:
         body = {} if self._role is None else {"name": self._role}
@@ -265,4 +292,5 @@ class CertLogin:
             self._mount,
             "the certificate in VAULT_CLIENT_CERT and the role",
             lambda: client.adapter.post(f"/v1/auth/{self._mount}/login", json=body),
+            key=self._key,
         )

@@ -79,6 +79,10 @@ class SingleFlight:
         flight.set_result(result)
         return result
 
+    def is_flying(self, key: cabc.Hashable) -> bool:
+        """Whether somebody is at it now."""
+        return key in self._flights
+
     def _land(self, key: cabc.Hashable) -> None:
         with self._lock:
             del self._flights[key]

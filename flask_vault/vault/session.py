@@ -12,7 +12,6 @@ import os
 import threading
 import time
 import typing as t
-from urllib.parse import quote
 
 from ..errors import SecretNotFoundError
 from ..errors import VaultConfigError
@@ -132,12 +131,20 @@ class Session:
             self._remember(login, error)
             raise
 
+    def forget_refusal(self) -> None:
+        """Let a credential that was refused be sent once more."""
+        self._refused = None
+
+    def rootless(self) -> hvac.Client:
+        """A client without token and namespace, for what no namespace answers."""
+        return self._client("", namespace=None)
+
     def anonymous(self) -> hvac.Client:
         """A client without a token."""
         state = self._state.get()
 
         if state.anonymous is None:
-            state.anonymous = self._client("")
+            state.anonymous = self._client("", self._endpoint.namespace)
 
         return state.anonymous
 
@@ -269,7 +276,7 @@ class Session:
         self.token = token
         state.login = _Login(
             token,
-            self._client(token.value),
+            self._client(token.value, self._endpoint.namespace),
             Plan.of(token, self._method.makes_tokens),
         )
         return state.login
@@ -312,7 +319,7 @@ class Session:
     # --- 403: dead, or denied? -------------------------------------------------------
 
     def _is_denial(self, login: _Login, error: VaultPermissionError) -> bool:
-        if self._method.name == "none" or self._alive(login, error.path):
+        if self._method.name == "none" or self._alive(login, error):
             return True
 
         # Nothing tells that the token lives, and a new one was denied the same before.
@@ -326,7 +333,7 @@ class Session:
         key = login.token.value, error.path
         self._denials[key] = time.monotonic() + _DENIAL_LIFE
 
-    def _alive(self, login: _Login, path: str | None) -> bool:
+    def _alive(self, login: _Login, denial: VaultPermissionError) -> bool:
         """Whether the token of a login is still good, asked once for all threads."""
         value = login.token.value
         verdict = self._verdict
@@ -339,20 +346,24 @@ class Session:
             return False
 
         return state.flights.do(
-            "alive", lambda: self._ask_alive(login.client, value, path)
+            "alive", lambda: self._ask_alive(login.client, value, denial)
         )
 
-    def _ask_alive(self, client: hvac.Client, value: str, path: str | None) -> bool:
+    def _ask_alive(
+        self, client: hvac.Client, value: str, denial: VaultPermissionError
+    ) -> bool:
         """Ask what any living token may ask, and no dead one.
 
         Without the policy "default" a token may not look itself up. Which mount a path
-        is in is told to all that may do anything there.
+        is in is told to all that may do anything there. When it may not do that either,
+        the words of the denial are all that is left: a policy's come as a list of
+        errors (seen on OpenBao 2.7.2).
         """
-        alive = False
+        alive = any("error occurred" in said for said in denial.errors)
 
         for question in (
             "auth/token/lookup-self",
-            f"sys/internal/ui/mounts/{quote(path or '')}",
+            f"sys/internal/ui/mounts/{denial.path or ''}",
         ):
             try:
                 client.read(question)
@@ -372,7 +383,7 @@ class Session:
 
         return _State(new_session(self._endpoint), Route(self._endpoint.addresses))
 
-    def _client(self, token: str) -> hvac.Client:
+    def _client(self, token: str, namespace: str | None) -> hvac.Client:
         import hvac
 
         from .adapter import VaultAdapter
@@ -382,7 +393,7 @@ class Session:
         return hvac.Client(
             url=endpoint.addresses[0],
             token=token,
-            namespace=endpoint.namespace,
+            namespace=namespace,
             session=state.http,
             adapter=t.cast(t.Any, VaultAdapter),
             route=state.route,
@@ -399,4 +410,4 @@ class Session:
             return
 
         with contextlib.suppress(VaultError):
-            self._client(made[1]).auth.token.revoke_self()
+            self._client(made[1], self._endpoint.namespace).auth.token.revoke_self()

@@ -10,6 +10,7 @@ import time
 import typing as t
 
 from ..errors import VaultResponseError
+from .documents import mapping
 
 #: A token is renewed when this part of what it has left is over, at a random point
 #: between the two, so that the workers of a host do not come at once.
@@ -54,8 +55,8 @@ class Token:
         :param answer: of ``auth/token/renew-self``.
         :param began: monotonic time before the request.
         """
-        auth = answer.get("auth") or {}
-        ttl = auth.get("lease_duration") or None
+        auth = mapping(answer.get("auth"))
+        ttl = _seconds(auth.get("lease_duration"))
         short = ttl is not None and self.lease is not None and ttl < self.lease * _SHORT
         return dataclasses.replace(
             self,
@@ -67,15 +68,14 @@ class Token:
 
     def inspected(self, answer: cabc.Mapping[str, t.Any], began: float) -> Token:
         """The same token with what ``auth/token/lookup-self`` says of it."""
-        data = answer.get("data") or {}
-        period = data.get("period") or None
-        lease = period or data.get("creation_ttl") or None
+        data = mapping(answer.get("data"))
+        lease = _seconds(data.get("period")) or _seconds(data.get("creation_ttl"))
         return dataclasses.replace(
             self,
             accessor=data.get("accessor") or None,
-            ttl=data.get("ttl") or None,
+            ttl=_seconds(data.get("ttl")),
             renewable=bool(data.get("renewable")),
-            uses=data.get("num_uses") or None,
+            uses=_count(data.get("num_uses")),
             obtained=began,
             lease=lease,
         )
@@ -95,7 +95,7 @@ def token_from_login(answer: cabc.Mapping[str, t.Any], began: float) -> Token:
             " address."
         )
 
-    ttl = auth.get("lease_duration") or None
+    ttl = _seconds(auth.get("lease_duration"))
     return Token(
         auth["client_token"],
         ours=True,
@@ -103,10 +103,19 @@ def token_from_login(answer: cabc.Mapping[str, t.Any], began: float) -> Token:
         ttl=ttl,
         # A batch token cannot be renewed, whatever the flag says.
         renewable=bool(auth.get("renewable")) and auth.get("token_type") != "batch",
-        uses=auth.get("num_uses") or None,
+        uses=_count(auth.get("num_uses")),
         obtained=began,
         lease=ttl,
     )
+
+
+def _seconds(value: object) -> float | None:
+    """A time to live; 0 is how Vault says that there is no end."""
+    return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 Step = t.Literal["renew", "replace", "inspect"]

@@ -12,6 +12,7 @@ import typing as t
 
 from ..errors import VaultError
 from ..errors import VaultNotInitializedError
+from ..errors import VaultResponseError
 from ..errors import VaultSealedError
 from ..errors import VaultUnavailableError
 from .endpoint import Endpoint
@@ -116,6 +117,7 @@ class Transport:
         operation: cabc.Callable[[hvac.Client], T],
         *,
         repeatable: bool = True,
+        retry: bool = True,
     ) -> T:
         """Run an operation with a client that is logged in.
 
@@ -125,14 +127,14 @@ class Transport:
 
         :param repeatable: ``False`` for what must not be carried out twice. It is not
             sent again when it may have been done.
+        :param retry: ``False`` sends nothing again that failed.
         :raises VaultLoginError: when the login is refused. It is not sent again until
             the credential changes.
         """
-        return self._retried(lambda: self._session.run(operation), repeatable)
+        if not retry:
+            return self._session.run(operation)
 
-    def anonymous(self, operation: cabc.Callable[[hvac.Client], T]) -> T:
-        """Run an operation that needs no token, once."""
-        return operation(self._session.anonymous())
+        return self._retried(lambda: self._session.run(operation), repeatable)
 
     def login(self) -> None:
         """Log in now, unless that was done before."""
@@ -157,10 +159,19 @@ class Transport:
 
     def health(self) -> dict[str, t.Any]:
         """What the server says of itself, sealed or not (``sys/health``)."""
-        return t.cast(
-            "dict[str, t.Any]",
-            self.anonymous(lambda client: client.sys.read_health_status(method="GET")),
-        )
+        answer = self._session.rootless().sys.read_health_status(method="GET")
+        said = t.cast("dict[str, t.Any]", answer)
+
+        if "initialized" not in said:
+            raise VaultResponseError(
+                f"{self.endpoint.shown} does not answer like Vault: check VAULT_ADDR."
+            )
+
+        return said
+
+    def forget_refusal(self) -> None:
+        """Let a credential that was refused be sent once more."""
+        self._session.forget_refusal()
 
     def token_ttl(self) -> int | None:
         """Seconds that the token lives, as the server says; ``None`` is for ever.

@@ -8,6 +8,7 @@ from ..errors import SecretNotFoundError
 from ..errors import VaultLoginError
 from ..errors import VaultPermissionError
 from ..errors import VaultResponseError
+from ..errors import VaultUnavailableError
 
 if t.TYPE_CHECKING:
     import hvac
@@ -45,6 +46,16 @@ def unwrap_secret_id(
             f"The wrapping token was made by {made_at!r}, not by"
             f" 'auth/{mount}/role/{role_name or '*'}/secret-id': it is not used. Find"
             " out who made it."
+        )
+    except VaultUnavailableError as error:
+        # The lookup may be repeated; who knows about the unwrapping.
+        if not error.maybe_done or "unwrap" not in (error.path or "unwrap"):
+            raise
+
+        failure = VaultLoginError(
+            "The answer to our own unwrapping was lost, and a wrapping token works"
+            " once: give the app a new one.",
+            status=error.status,
         )
     except (
         VaultResponseError,
