@@ -24,9 +24,6 @@ _FORMAT: t.Final = "flask-vault-bootstrap-1"
 _NONCE: t.Final = 12
 _MOST: t.Final = 16 * 1024 * 1024
 
-#: Seconds by which a host's clock may have been set back between two starts.
-_CLOCK_SLACK: t.Final = 300
-
 _log = logging.getLogger("flask_vault")
 
 
@@ -91,8 +88,8 @@ class BootstrapCache:
         saved = datetime.datetime.fromisoformat(payload["saved"])
         age = (self._now() - saved).total_seconds()
 
-        # Below zero: the host's clock was set back, and the age is anybody's guess.
-        if not -_CLOCK_SLACK <= age <= self._max_age:
+        # Below zero the host's clock was set back. The start takes what there is.
+        if age > self._max_age:
             raise BackupError(
                 f"VAULT_BOOTSTRAP_CACHE: the file {str(self.path)!r} is {age:.0f} s"
                 f" old, and VAULT_BOOTSTRAP_MAX_AGE allows {self._max_age:.0f} s: it is"

@@ -266,20 +266,43 @@ class VaultClient:
         :param patience: seconds to wait for a server that does not answer.
         """
         self._require_enabled("What is in Vault")
-        settings = self.settings
-        cache = None
-
-        if settings.bootstrap_cache is not None:
-            cache = BootstrapCache(
-                settings.bootstrap_cache,
-                settings.backup_keys,
-                (settings.namespace, settings.mount, settings.prefix),
-                settings.bootstrap_max_age,
-            )
-
         places = [self.catalog.location_of(entry) for entry in self.catalog.entries]
         return load_documents(
-            self._transport, self._kv, self._store, places, cache, patience
+            self._transport, self._kv, self._store, places, self._bootstrap(), patience
+        )
+
+    def keep_for_restart(
+        self, found: cabc.Mapping[Location, Document | VaultError]
+    ) -> None:
+        """Put the documents of a good start into ``VAULT_BOOTSTRAP_CACHE``, if any."""
+        cache = self._bootstrap()
+        good: dict[Location, Document] = {}
+
+        for place, document in found.items():
+            if isinstance(document, VaultUnavailableError):
+                return
+
+            if isinstance(document, Document):
+                # What comes from the file is no news for it.
+                if document.origin == "cache":
+                    return
+
+                good[place] = document
+
+        if cache is not None and good:
+            cache.save(good)
+
+    def _bootstrap(self) -> BootstrapCache | None:
+        settings = self.settings
+
+        if settings.bootstrap_cache is None:
+            return None
+
+        return BootstrapCache(
+            settings.bootstrap_cache,
+            settings.backup_keys,
+            (settings.namespace, settings.mount, settings.prefix),
+            settings.bootstrap_max_age,
         )
 
     def list_secrets(self, path: str = "") -> list[str]:

@@ -34,8 +34,8 @@ def load_documents(
 ) -> Found:
     """Read each document once, several at a time.
 
-    :param cache: keeps what is good for a later start, and serves what an earlier one
-        kept when the server does not answer. After a denial it does not.
+    :param cache: serves what an earlier start kept when the server does not answer.
+        After a denial it does not.
     :param patience: seconds to wait for a server that does not answer.
     """
     distinct = list(dict.fromkeys(places))
@@ -67,14 +67,9 @@ def _ask(transport: Transport, kv: KV, store: Store, places: list[Location]) -> 
 
 
 def _through(cache: BootstrapCache, store: Store, found: Found) -> Found:
-    good = {p: d for p, d in found.items() if isinstance(d, Document)}
-
     away = [p for p, e in found.items() if isinstance(e, VaultUnavailableError)]
 
     if not away:
-        if good:
-            cache.save(good)
-
         return found
 
     try:

@@ -15,6 +15,7 @@ from flask import has_app_context
 from .client import Pin
 from .client import VaultClient
 from .entries import Entry
+from .errors import VaultError
 from .resolve import failure_of
 from .resolve import Outcome
 from .resolve import resolve_entry
@@ -24,6 +25,8 @@ from .settings import Settings
 from .signals import secret_rotated
 from .signals import secrets_loaded
 from .signals import send
+from .vault.documents import Document
+from .vault.documents import Location
 
 if t.TYPE_CHECKING:
     from werkzeug.local import LocalProxy
@@ -46,6 +49,8 @@ class AppState:
         self.client = VaultClient(settings, entries, pin=self._pin)
         self.client.on_rotated(self._rotated)
         self.loaded = False
+        #: What the last asking brought, until the start is known to be good.
+        self._found: dict[Location, Document | VaultError] = {}
         #: By config key; without the values, which are in ``app.config``.
         self.outcomes: dict[str, Outcome] = {}
 
@@ -72,6 +77,11 @@ class AppState:
 
         self.loaded = True
 
+        if self.settings.enabled:
+            self.client.keep_for_restart(self._found)
+
+        self._found = {}
+
         with self._app_context():
             send(
                 secrets_loaded,
@@ -83,7 +93,7 @@ class AppState:
     def resolve(self, patience: float = 0.0) -> list[Outcome]:
         """Ask for every entry, and note what became of it. The config stays."""
         if self.settings.enabled:
-            found = self.client.load(patience)
+            found = self._found = self.client.load(patience)
             outcomes = [
                 resolve_entry(
                     entry, found[self.client.catalog.location_of(entry)], os.environ

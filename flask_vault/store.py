@@ -236,7 +236,7 @@ class Store:
             self._failures[location] = _Failure(kept, self._clock() + RETRY_PAUSE)
 
         _log.warning(
-            "The document %r is %d seconds old, and a new read failed: %s",
+            "The document %r is served %d seconds old, since a new read failed: %s",
             location.path,
             self._clock() - held.since,
             error,

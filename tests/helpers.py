@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
+import math
 import secrets
 import threading
 import time
@@ -33,7 +34,7 @@ class Clock:
 
     def __init__(self) -> None:
         # It may take over from the real one.
-        self.now = time.monotonic()
+        self.now = float(math.ceil(time.monotonic()))
 
     def __call__(self) -> float:
         return self.now

@@ -297,7 +297,7 @@ TABLE: list[tuple[str, Mistake, type[VaultError], tuple[str, ...]]] = [
         "no TLS there",
         speaks_no_tls,
         VaultTLSError,
-        ("GOOD, BAD: ", "is the address meant to be http?", "VAULT_CACERT"),
+        ("GOOD, BAD: ", "is the address meant to be http?", "correct VAULT_ADDR"),
     ),
     (
         "CA file is none",

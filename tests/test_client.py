@@ -661,8 +661,10 @@ def test_restore_refuses_what_is_not_ours(
     backup = str(client.rotate_secret("foreign", "key").backup)
     before = vault_mount.read("foreign")
 
+    another = new_client(vault_mount, vault_proxy, tmp_path, VAULT_PREFIX="another")
+
     with pytest.raises(RotationError, match="no entry of VAULT_SECRETS names"):
-        client.restore_secret(backup)
+        another.restore_secret(backup)
 
     for name in ("gone.json", "../app.json", "/etc/passwd", ""):
         with pytest.raises(BackupError):
@@ -807,14 +809,20 @@ def test_a_redirect_takes_the_token_nowhere(
     client: VaultClient, vault_server: DevServer, vault_proxy: FaultProxy
 ) -> None:
     with FaultProxy(vault_server.address) as stranger:
-        for status in (301, 302, 307, 308):
+        for status, kind in {
+            301: VaultResponseError,
+            302: VaultResponseError,
+            # A standby's word for its leader, which may come back.
+            307: VaultUnavailableError,
+            308: VaultResponseError,
+        }.items():
             vault_proxy.answer(status, headers={"Location": stranger.address})
 
             for call in (
                 lambda: client.get_secret("app", "key", use_cache=False),
                 lambda: client.set_secret("app", {"key": "x"}),
             ):
-                with pytest.raises(VaultResponseError, match="not followed"):
+                with pytest.raises(kind, match="not followed"):
                     call()
 
         assert stranger.connections == 0

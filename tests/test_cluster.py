@@ -582,6 +582,47 @@ def test_threads_read_their_own_writes_from_a_standby(
     assert wrong == []
 
 
+def test_an_answer_that_comes_late_does_not_take_back_what_was_learned(
+    cluster: DevCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads write, and the answers cross each other."""
+    client = new_client(cluster, prefix, servers=cluster.standbys())
+    client.set_secret("late", {"value": 0})
+    answered, may_go_on = threading.Event(), threading.Event()
+    learned: list[str] = []
+    sent: list[str | None] = []
+    send = requests.adapters.HTTPAdapter.send
+
+    def hold_back(
+        self: requests.adapters.HTTPAdapter,
+        request: requests.PreparedRequest,
+        *args: t.Any,
+        **kwargs: t.Any,
+    ) -> requests.Response:
+        sent.append(request.headers.get("X-Vault-Index"))
+        response = send(self, request, *args, **kwargs)
+
+        if request.method == "POST" and response.ok:
+            learned.append(response.headers["X-Vault-Index"])
+
+            if str(request.url).endswith("late"):
+                answered.set()
+                may_go_on.wait(LONG)
+
+        return response
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", hold_back)
+    late = threading.Thread(target=client.set_secret, args=("late", {"value": 1}))
+    late.start()
+    assert answered.wait(LONG)
+    client.set_secret("early", {"value": 1})
+    may_go_on.set()
+    late.join(LONG)
+    assert client.get_secret("early", "value", use_cache=False) == 1
+    assert len(set(learned)) == 2
+    assert sent[-1] == learned[1]
+
+
 def test_two_clients_of_standbys_write_one_document_in_turn(
     cluster: DevCluster, prefix: str
 ) -> None:

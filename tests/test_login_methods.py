@@ -768,9 +768,13 @@ def test_a_client_certificate_that_vault_does_not_know(
         "VAULT_AUTH": "cert",
     }
 
-    for shown in ({}, {"VAULT_CLIENT_CERT": certificate, "VAULT_CLIENT_KEY": key}):
-        with pytest.raises(VaultLoginError, match="VAULT_CLIENT_CERT"):
-            read(VaultClient.from_mapping({**config, **shown}))
+    with pytest.raises(VaultConfigError, match="VAULT_CLIENT_CERT is unset"):
+        read(VaultClient.from_mapping(config))
+
+    shown = {"VAULT_CLIENT_CERT": certificate, "VAULT_CLIENT_KEY": key}
+
+    with pytest.raises(VaultLoginError, match="VAULT_CLIENT_CERT"):
+        read(VaultClient.from_mapping({**config, **shown}))
 
 
 # The clouds. OpenBao has none of their plugins, so what is shown is what we send.

@@ -43,6 +43,7 @@ def test_a_mount_gives_the_config_to_use_it(
         "VAULT_ADDR": vault_proxy.address,
         "VAULT_TOKEN": vault_server.root_token,
         "VAULT_MOUNT": vault_mount.name,
+        "VAULT_STARTUP_TIMEOUT": 0,
         "VAULT_PREFIX": "shop",
     }
     assert vault_mount.config()["VAULT_ADDR"] == vault_server.address

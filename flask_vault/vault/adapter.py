@@ -8,6 +8,7 @@ import typing as t
 import hvac.adapters
 import requests
 import requests.adapters
+import urllib3
 
 from ..errors import VaultError
 from ..errors import VaultRateLimitedError
@@ -40,6 +41,13 @@ class _Pool(requests.adapters.HTTPAdapter):
 
         super().init_poolmanager(*args, **kwargs)
 
+    def proxy_manager_for(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        if self._server_name is not None:
+            kwargs["server_hostname"] = self._server_name
+            kwargs["assert_hostname"] = self._server_name
+
+        return super().proxy_manager_for(*args, **kwargs)
+
 
 def new_session(endpoint: Endpoint) -> requests.Session:
     """A session that takes nothing from the environment.
@@ -54,6 +62,10 @@ def new_session(endpoint: Endpoint) -> requests.Session:
 
     if endpoint.proxy is not None:
         session.proxies = {"http": endpoint.proxy, "https": endpoint.proxy}
+
+    if endpoint.verify is False:
+        # It would be told at each request, and we have told it at the start.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
     session.mount("http://", _Pool(None))
     session.mount("https://", _Pool(endpoint.server_name))
@@ -151,7 +163,7 @@ class VaultAdapter(_Adapter):
             if leader in left:
                 left.remove(leader)
                 left.insert(0, leader)
-            elif not _may_go_elsewhere(answer, method):
+            elif not _may_go_elsewhere(answer, method, url):
                 failure = answer
                 break
 
@@ -205,7 +217,7 @@ class VaultAdapter(_Adapter):
         return refusal(response, path, address, body), leader or ""
 
 
-def _may_go_elsewhere(failure: VaultError, method: str) -> bool:
+def _may_go_elsewhere(failure: VaultError, method: str, url: str) -> bool:
     """Whether another address may be asked after this failure.
 
     Not when the request may have been carried out and must not be twice, and not to get
@@ -217,4 +229,6 @@ def _may_go_elsewhere(failure: VaultError, method: str) -> bool:
     if isinstance(failure, VaultRateLimitedError):
         return False
 
-    return not failure.maybe_done or method.lower() in _SAFE_METHODS
+    # A token of a login whose answer was lost is used by nobody, and ends by itself.
+    is_login = url.startswith("/v1/auth/") and "/login" in url
+    return not failure.maybe_done or is_login or method.lower() in _SAFE_METHODS

@@ -24,7 +24,7 @@ Json = dict[str, t.Any]
 
 #: After these the request was not carried out: the server, or what stands before it,
 #: says that it is not ready. After another 5xx nobody knows.
-_NOT_DONE: t.Final = frozenset({412, 429, 472, 473, 503})
+_NOT_DONE: t.Final = frozenset({412, 429, 472, 473, 501, 503})
 
 
 def json_object(response: requests.Response) -> Json | None:
@@ -245,6 +245,13 @@ def _chain(error: BaseException) -> cabc.Iterator[BaseException]:
         queue.append(item.__context__)
 
 
+def _other_name(address: str, said: str) -> str:
+    return (
+        f"The TLS certificate of Vault at {address} is for another name ({said}): write"
+        " the name that is in it into VAULT_ADDR, or into VAULT_TLS_SERVER_NAME."
+    )
+
+
 def _tls_sentence(error: BaseException, address: str) -> str:
     """What is wrong with the certificates, and which of the keys is the cure."""
     trusted = f"The TLS certificate of Vault at {address} is not trusted"
@@ -254,16 +261,22 @@ def _tls_sentence(error: BaseException, address: str) -> str:
             said = cause.verify_message.rstrip(".")
 
             if "mismatch" in said:
+                return _other_name(address, said)
+
+            if "expired" in said or "not yet valid" in said:
                 return (
-                    f"The TLS certificate of Vault at {address} is for another name"
-                    f" ({said}): write the name that is in it into VAULT_ADDR, or into"
-                    " VAULT_TLS_SERVER_NAME."
+                    f"{trusted} ({said}): renew it on the server, or set this host's"
+                    " clock right."
                 )
 
             return (
                 f"{trusted} ({said}): set VAULT_CACERT to the file of the authority"
                 " that signed it."
             )
+
+        # urllib3's own word, for a name that is asked for in VAULT_TLS_SERVER_NAME.
+        if type(cause).__name__ == "CertificateError":
+            return _other_name(address, "hostname mismatch")
 
         if not isinstance(cause, ssl.SSLError):
             continue
@@ -272,8 +285,8 @@ def _tls_sentence(error: BaseException, address: str) -> str:
 
         if reason == "WRONG_VERSION_NUMBER":
             return (
-                f"{trusted} (it does not speak TLS: is the address meant to be http?):"
-                " correct VAULT_ADDR, or set VAULT_CACERT."
+                f"Vault at {address} does not speak TLS (is the address meant to be"
+                " http?): correct VAULT_ADDR."
             )
 
         if "CERTIFICATE_REQUIRED" in reason or "ALERT_BAD_CERTIFICATE" in reason:

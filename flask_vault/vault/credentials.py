@@ -77,29 +77,35 @@ class Options:
 
         return value
 
-    def read(self, name: str, *, fallback: str | None = None) -> str | None:
+    def read(
+        self, name: str, *, fallback: str | None = None, header: bool = True
+    ) -> str | None:
         """The value of an option from where it is kept now.
 
         :param fallback: an environment variable that serves when the option is not
             given in any way.
+        :param header: whether it is a token or an id, and not any text.
         """
+        clean = clean_header if header else _clean_text
         plain, in_file, in_env = _sources(name)
 
         if self.raw.get(plain) is not None:
-            return clean_header(str(self.raw[plain]), f"{self.key}[{plain!r}]")
+            return clean(str(self.raw[plain]), f"{self.key}[{plain!r}]")
 
         if self.raw.get(in_file) is not None:
             path = pathlib.Path(str(self.raw[in_file])).expanduser()
             text = self._read_file(path, in_file)
-            return clean_header(text, f"the file {str(path)!r}")
+            return clean(text, f"the file {str(path)!r}")
 
         variable = str(self.raw.get(in_env) or (not self.has(name) and fallback) or "")
         value = self._environ.get(variable, "") if variable else ""
-        return clean_header(value, f"the environment's {variable}") if value else None
+        return clean(value, f"the environment's {variable}") if value else None
 
-    def require(self, name: str, *, fallback: str | None = None) -> str:
+    def require(
+        self, name: str, *, fallback: str | None = None, header: bool = True
+    ) -> str:
         """As :meth:`read`, for an option that must be there."""
-        value = self.read(name, fallback=fallback)
+        value = self.read(name, fallback=fallback, header=header)
 
         if value is None:
             also = f", or set {fallback} in the environment" if fallback else ""
@@ -126,6 +132,16 @@ class Options:
 
 def _sources(name: str) -> tuple[str, str, str]:
     return name, f"{name}_file", f"{name}_env"
+
+
+def _clean_text(value: str, where: str) -> str:
+    # An editor ends a file with a line break; a password may have spaces anywhere.
+    value = value.removesuffix("\n").removesuffix("\r")
+
+    if not value:
+        raise VaultConfigError(f"{where} is empty: put the credential there.")
+
+    return value
 
 
 def clean_header(value: str, where: str) -> str:

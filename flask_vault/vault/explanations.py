@@ -27,6 +27,7 @@ def missing(
     location: Location,
     mount: Mount,
     configured: int | None,
+    namespace: str | None,
 ) -> SecretNotFoundError:
     what: dict[str, t.Any] = {
         "status": error.status,
@@ -72,6 +73,9 @@ def missing(
         if rest.startswith("data/")
         else ""
     )
+
+    if namespace is not None:
+        hint += f" VAULT_NAMESPACE is {namespace!r}: check that it exists."
 
     if configured is not None:
         hint += f" VAULT_KV_VERSION says that the mount is version {configured}."

@@ -47,6 +47,7 @@ class KV:
     def __init__(self, transport: Transport, version: int | None = None) -> None:
         self._transport = transport
         self._version = version
+        self._namespace = transport.endpoint.namespace
         self._mounts: dict[str, Mount] = {}
         self._flights: PerProcess[SingleFlight] = PerProcess(SingleFlight)
 
@@ -76,7 +77,9 @@ class KV:
                 retry=retry,
             )
         except SecretNotFoundError as error:
-            failure: VaultError = missing(error, location, mount, self._version)
+            failure: VaultError = missing(
+                error, location, mount, self._version, self._namespace
+            )
         except VaultPermissionError as error:
             failure = denied(error, location, f"{mount.name}/data/{path}", "read")
         else:
@@ -296,10 +299,21 @@ class KV:
             answer = self._transport.call(
                 lambda client: client.read(f"sys/internal/ui/mounts/{quote(path)}")
             )
-        except (VaultPermissionError, SecretNotFoundError):
-            # Vault answers 403 for a mount that does not exist, too. The read that
-            # follows tells the two apart.
+        except VaultPermissionError:
+            # So it is for a mount that does not exist, too. The read that follows tells
+            # the two apart.
             return assumed
+        except SecretNotFoundError as error:
+            if self._namespace is None:
+                return assumed
+
+            missing_namespace = VaultConfigError(
+                f"There is no namespace {self._namespace!r}: correct VAULT_NAMESPACE.",
+                status=error.status,
+                path=path,
+                errors=error.errors,
+            )
+            raise missing_namespace from None
 
         data = mapping(t.cast("dict[str, t.Any]", answer).get("data"))
         name = str(data.get("path") or "").strip("/") or assumed.name
@@ -337,7 +351,9 @@ class KV:
                 retry=retry,
             )
         except SecretNotFoundError as error:
-            failure: VaultError = missing(error, location, mount, self._version)
+            failure: VaultError = missing(
+                error, location, mount, self._version, self._namespace
+            )
         except VaultPermissionError as error:
             failure = denied(error, location, f"{mount.name}/{path}", "read")
         else:

@@ -235,7 +235,7 @@ class PasswordLogin:
         self._username = options.need("username")
 
     def credential(self) -> Credential:
-        return (self._options.require("password"),)
+        return (self._options.require("password", header=False),)
 
     def login(self, client: hvac.Client, credential: Credential) -> Token:
         method = client.auth.ldap if self.name == "ldap" else client.auth.userpass

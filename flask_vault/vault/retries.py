@@ -39,6 +39,10 @@ class Patience:
         """Until so many seconds from now."""
         return cls(time.monotonic() + seconds)
 
+    def is_over(self) -> bool:
+        """Whether there was a deadline, and it has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
 
 class Budget:
     """A ceiling on the rate of retries, so that no mistake can storm a server.
@@ -62,16 +66,26 @@ class Budget:
     def take(self) -> bool:
         """Whether one more retry is allowed now."""
         with self._lock:
-            now = self._clock()
-            grown = self._tokens + (now - self._filled) * self._rate
-            self._tokens = min(self._burst, grown)
-            self._filled = now
+            self._fill()
 
             if self._tokens < 1:
                 return False
 
             self._tokens -= 1
             return True
+
+    def reserve(self) -> float:
+        """Seconds until one more retry is allowed, which is then spoken for."""
+        with self._lock:
+            self._fill()
+            self._tokens -= 1
+            return max(0.0, -self._tokens / self._rate)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        grown = self._tokens + (now - self._filled) * self._rate
+        self._tokens = min(self._burst, grown)
+        self._filled = now
 
 
 def is_transient(error: VaultUnavailableError) -> bool:
@@ -108,9 +122,6 @@ def pause_before_retry(
 
     limit = min(_LONGEST, _BASE * 2.0**attempt)
     pause = asked + random.uniform(0, limit)  # noqa: S311 - jitter
-
-    if not budget.take():
-        pause = max(pause, 1 / _RATE)
-
+    pause = max(pause, budget.reserve())
     left = patience.deadline - time.monotonic()
     return pause if pause < left else None

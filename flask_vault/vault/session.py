@@ -67,7 +67,7 @@ class _Login:
         #: The server has done something for this token.
         self.proven = False
         self.uses_left = math.inf if token.uses is None else token.uses
-        self.looked_at = time.monotonic()
+        self.made = self.looked_at = time.monotonic()
 
 
 class _State:
@@ -109,27 +109,32 @@ class Session:
         self._made_here: tuple[int, str] | None = None
 
     def run(self, operation: cabc.Callable[[hvac.Client], T]) -> T:
-        """Run an operation; after a 403 that a dead token explains, once more."""
+        """Run an operation; after a 403 that a dead token explains, once more.
+
+        While a request was held up, the token that took over from its own may have died
+        as well. So only one that was made for it settles what a 403 means.
+        """
         login = self._current()
+        asked = math.inf
 
-        try:
-            result = operation(login.client)
-        except VaultPermissionError as error:
-            if self._is_denial(login, error):
-                raise
+        while True:
+            try:
+                result = operation(login.client)
+            except VaultPermissionError as error:
+                if self._is_denial(login, error):
+                    raise
 
-            denial = error
-        else:
-            login.proven = True
-            return result
+                if login.made >= asked:
+                    self._remember(login, error)
+                    raise
 
-        login = self._anew(login, denial)
+                denial = error
+            else:
+                login.proven = True
+                return result
 
-        try:
-            return operation(login.client)
-        except VaultPermissionError as error:
-            self._remember(login, error)
-            raise
+            asked = time.monotonic()
+            login = self._anew(login, denial)
 
     def forget_refusal(self) -> None:
         """Let a credential that was refused be sent once more."""
@@ -319,12 +324,20 @@ class Session:
     # --- 403: dead, or denied? -------------------------------------------------------
 
     def _is_denial(self, login: _Login, error: VaultPermissionError) -> bool:
-        if self._method.name == "none" or self._alive(login, error):
+        if self._method.name == "none":
             return True
 
-        # Nothing tells that the token lives, and a new one was denied the same before.
-        until = self._denials.get((login.token.value, error.path), 0.0)
-        return until > time.monotonic()
+        key = login.token.value, error.path
+        denied_before = self._denials.get(key, 0.0) > time.monotonic()
+
+        # A verdict holds for what was denied before it. Another path is another
+        # question: the token may have died since.
+        if self._alive(login, error, believe=denied_before):
+            self._remember(login, error)
+            return True
+
+        # Nothing tells that the token lives, and a new one was denied the same.
+        return denied_before
 
     def _remember(self, login: _Login, error: VaultPermissionError) -> None:
         if len(self._denials) >= _MOST_DENIALS:
@@ -333,14 +346,21 @@ class Session:
         key = login.token.value, error.path
         self._denials[key] = time.monotonic() + _DENIAL_LIFE
 
-    def _alive(self, login: _Login, denial: VaultPermissionError) -> bool:
-        """Whether the token of a login is still good, asked once for all threads."""
+    def _alive(
+        self, login: _Login, denial: VaultPermissionError, *, believe: bool
+    ) -> bool:
+        """Whether the token of a login is still good, asked once for all threads.
+
+        :param believe: take an answer that is not older than a moment.
+        """
         value = login.token.value
         verdict = self._verdict
         state = self._state.get()
 
         if verdict and verdict[0] == value and verdict[1] > time.monotonic():
-            return verdict[2]
+            # The dead stay dead.
+            if believe or not verdict[2]:
+                return verdict[2]
 
         if state.login is not login:
             return False

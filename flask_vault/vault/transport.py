@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
+import copy
 import datetime
 import email.utils
 import logging
 import time
 import typing as t
 
+from ..errors import VaultConnectionError
 from ..errors import VaultError
 from ..errors import VaultNotInitializedError
 from ..errors import VaultResponseError
 from ..errors import VaultSealedError
 from ..errors import VaultUnavailableError
+from ..errors import without_frames
 from .endpoint import Endpoint
 from .process import PerProcess
 from .retries import Budget
@@ -100,6 +103,8 @@ class Transport:
         self._wire = Wire()
         self._budget: PerProcess[Budget] = PerProcess(Budget)
         self._patience = Patience()
+        #: What told, inside of patient(), that nobody answers.
+        self._silence: VaultConnectionError | None = None
         self._session = Session(
             endpoint, method, self._wire, revoke_on_exit=revoke_on_exit
         )
@@ -146,6 +151,7 @@ class Transport:
 
         :param seconds: for everything inside together; 0 does not wait.
         """
+        self._silence = None
         self._patience = Patience.of(seconds)
 
         try:
@@ -200,6 +206,11 @@ class Transport:
 
     def _retried(self, work: cabc.Callable[[], T], repeatable: bool) -> T:
         attempt = 0
+        silence = self._silence
+
+        # When the time is up, another read would only wait for the same silence.
+        if silence is not None and self._patience.is_over():
+            raise copy.copy(silence)
 
         while True:
             try:
@@ -217,6 +228,9 @@ class Transport:
                 )
 
                 if pause is None:
+                    if isinstance(error, VaultConnectionError):
+                        self._silence = without_frames(copy.copy(error))
+
                     raise
 
                 if attempt == 0 and patience.deadline is not None:
