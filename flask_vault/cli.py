@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import typing as t
 
@@ -316,6 +317,9 @@ def rotate(
             "Give one of --all, --secret NAME, --list-backups and --restore FILE."
         )
 
+    if restore is not None and restore.startswith("-"):
+        raise click.UsageError("--restore needs a FILE.")
+
     if as_json and not list_backups:
         raise click.UsageError("--json goes with --list-backups.")
 
@@ -385,9 +389,18 @@ def dev(
 def _reference(state: AppState, ref: str) -> tuple[Reference, int | None]:
     """What a person means, and the version that its entry pins."""
     from .entries import Reference
+    from .errors import VaultConfigError
 
     for entry in state.entries:
         if ref in {entry.key, entry.secret.name}:
             return entry.reference, entry.secret.version
+
+    # Most likely a key that was mistyped: as a path it would be a new document.
+    if re.fullmatch(r"[A-Z][A-Z0-9_]*", ref):
+        keys = ", ".join(entry.key for entry in state.entries) or "none"
+        raise VaultConfigError(
+            f"{ref!r} is no key of VAULT_SECRETS; there are: {keys}. A path in capital"
+            f" letters is written with its mount, as '/{state.settings.mount}/{ref}'."
+        )
 
     return Reference.parse(ref), None

@@ -105,6 +105,12 @@ class VaultClient:
         *,
         pin: cabc.Callable[[], Pin | None] | None = None,
     ) -> None:
+        if not isinstance(settings, Settings):
+            raise TypeError(
+                "VaultClient takes Settings: make one of a mapping with"
+                " VaultClient.from_mapping(config)."
+            )
+
         self.settings = settings
         self.catalog = Catalog(settings.mount, settings.prefix, entries)
         self._pin = pin or (lambda: None)
@@ -207,7 +213,7 @@ class VaultClient:
         reference = _reference(path, field)
 
         try:
-            self._require_enabled(f"{reference}")
+            self._require_enabled(f"{reference}", " give 'fallback_env', or")
             document = self._read(self.catalog.location(reference), use_cache)
 
             if reference.field is None:
@@ -585,11 +591,11 @@ class VaultClient:
         if seen is not None and seen is not document:
             pin.values.clear()
 
-    def _require_enabled(self, what: str) -> None:
+    def _require_enabled(self, what: str, instead: str = "") -> None:
         if not self.settings.enabled:
             raise VaultConfigError(
-                f"{what} cannot be read or written, since VAULT_ENABLED is False: set"
-                " it to True."
+                f"{what} cannot be read or written, since VAULT_ENABLED is"
+                f" False:{instead} set it to True."
             )
 
 

@@ -96,6 +96,7 @@ class Settings:
         """
         read = _Reader(config, environ, _dev_overrides(environ))
         _check_names(config)
+        _tell_unread(config, environ)
         enabled = read.flag("VAULT_ENABLED", True)
         settings = cls(
             enabled=enabled,
@@ -405,8 +406,8 @@ def _check_address(key: str, value: str) -> str:
     ):
         raise VaultConfigError(
             f"{key} is no address of a server: write it as"
-            " 'https://vault.example.com:8200', without user and query, or as a list of"
-            " such addresses."
+            " 'https://vault.example.com:8200', without user name or query, or as a"
+            " list of such addresses."
         )
 
     return value.rstrip("/").removesuffix("/v1")
@@ -465,6 +466,30 @@ def _check_names(config: cabc.Mapping[str, t.Any]) -> None:
             )
 
         _log.warning("%s is no key of this version of Flask-Vault; it is ignored.", key)
+
+
+def _tell_unread(
+    config: cabc.Mapping[str, t.Any], environ: cabc.Mapping[str, str]
+) -> None:
+    """Environment variables that somebody set, and that nothing will read."""
+    for key in KEYS:
+        if config.get(key) is not None:
+            continue
+
+        if environ.get(f"FLASK_{key}"):
+            _log.warning(
+                "FLASK_%s is in the environment, and the config has no %s: call"
+                " app.config.from_prefixed_env() before init_app.",
+                key,
+                key,
+            )
+        elif key not in ENVIRONMENT and environ.get(key):
+            _log.warning(
+                "The variable %s is not read: name it FLASK_%s, and call"
+                " app.config.from_prefixed_env() before init_app.",
+                key,
+                key,
+            )
 
 
 def _dev_overrides(environ: cabc.Mapping[str, str]) -> dict[str, t.Any]:

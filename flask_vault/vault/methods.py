@@ -48,10 +48,11 @@ def exchange(
             raise
 
         said = " ".join("; ".join(error.errors).split()) or "no reason given"
+        where = " that the method is enabled there, then" if error.status == 403 else ""
         refusal = VaultLoginError(
-            f"Vault refuses the login at 'auth/{mount}' ({error.status}: {said}): check"
-            f" {what} in {key}. It is not tried again, since repeated failures lock"
-            " the role.",
+            f"Vault refuses the login at 'auth/{mount}' ({error.status}: {said}):"
+            f" check{where} {what} in {key}. It is not tried again, since repeated"
+            " failures lock the role.",
             status=error.status,
             path=error.path,
             errors=error.errors,

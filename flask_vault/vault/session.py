@@ -311,9 +311,9 @@ class Session:
         if not self._method.makes_tokens:
             if self._method.credential() == (dead.token.value,):
                 raise VaultLoginError(
-                    f"Vault at {self._endpoint.shown} does not accept the token (asked"
-                    f" for {denial.path!r}): it expired, was revoked, or is for another"
-                    " server or namespace. Check VAULT_TOKEN or the token file.",
+                    f"Vault at {self._endpoint.shown} does not accept the token: it is"
+                    " mistyped, expired, was revoked, or is for another server or"
+                    " namespace. Check VAULT_TOKEN or the token file.",
                     status=denial.status,
                     path=denial.path,
                     errors=denial.errors,
