@@ -128,14 +128,15 @@ class Catalog:
                 label = dataclasses.replace(entry.reference, field=None)
                 return location, str(label)
 
-        home = f"{self.mount}/{self.prefix}/" if self.prefix else f"{self.mount}/"
+        home = f"{self.mount}/{self.prefix}/"
 
-        if path.startswith(home):
+        # Without a prefix of its own an app shares the mount with others.
+        if self.prefix and path.startswith(home):
             return Location(path, mount=self.mount), path[len(home) :]
 
         raise RotationError(
             f"The backup {file!r} is of {path!r}, which no entry of VAULT_SECRETS names"
-            " and which is not below VAULT_MOUNT and VAULT_PREFIX: it is not restored.",
+            " and which is not below VAULT_PREFIX: it is not restored.",
             path=path,
         )
 

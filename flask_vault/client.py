@@ -406,7 +406,9 @@ class VaultClient:
         :param path: as in :meth:`get_secret`.
         :param new_value: ``None`` has one made by the generator that the entry for this
             field names in ``rotate``, or by ``token``.
-        :param backup: ``False`` rotates without a backup.
+        :param backup: ``False`` rotates without a backup. That of a path which no entry
+            names, and which is not below ``VAULT_PREFIX``, is not restored by
+            :meth:`restore_secret`: the document may be another app's.
         :raises BackupError: when no backup can be made; nothing was changed.
         :raises AlreadyRotatedError: when somebody else rotated it meanwhile.
         """

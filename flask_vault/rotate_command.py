@@ -85,7 +85,8 @@ def rotate(
 
 def _say_next(label: str, error: VaultError, selected: tuple[str | None, ...]) -> None:
     code = exit_code_of(error)
-    again = " ".join("--all" if s is None else f"--secret {s}" for s in selected)
+    # As narrow as what was asked for: a path may have more fields that rotate.
+    again = " ".join(f"--secret {label if s is None else s}" for s in selected)
     done = getattr(error, "maybe_done", False)
 
     if code == 4:

@@ -364,7 +364,7 @@ def test_get_a_config_key_gives_the_version_that_the_app_has(
     [
         ("flask#missing", 5, "it has jwt, secret_key"),
         ("missing#x", 5, "There is no document at"),
-        ("SECRET_KYE", 5, "There is no document at"),
+        ("SECRET_KYE", 2, "is no key of VAULT_SECRETS; there are: SECRET_KEY"),
         ("flask#", 2, "names no field after '#'"),
         ("#x", 2, "names no path"),
         ("a//b#x", 2, "has an empty segment"),

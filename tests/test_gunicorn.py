@@ -125,10 +125,15 @@ def test_every_worker_of_a_preloaded_app_gets_its_own_answers(
 
 
 def test_the_load_sees_the_fault_in_a_client_that_is_shared(filled: VaultMount) -> None:
-    with gunicorn(filled, PLAIN_HVAC="1") as port:
-        seen = load(port)
+    # A matter of chance: about one start in four shows nothing.
+    for _ in range(8):
+        with gunicorn(filled, PLAIN_HVAC="1") as port:
+            seen = load(port)
 
-    assert seen["wrong"] + seen["failed"] > 0
+        if seen["wrong"] + seen["failed"]:
+            return
+
+    pytest.fail("a client that is shared by four workers answered all as it should")
 
 
 def test_the_workers_go_on_with_the_token_of_their_parent(

@@ -266,15 +266,15 @@ class CertLogin:
         self._mount = (options.text("mount") or "cert").strip("/")
         self._role = options.text("role")
 
+    def credential(self) -> Credential:
         if self._files is None:
             raise VaultConfigError(
-                f"{options.key} has the method 'cert' and VAULT_CLIENT_CERT is unset:"
-                " set it to the file of the certificate."
+                f"{self._key} has the method 'cert' and VAULT_CLIENT_CERT is unset: set"
+                " it to the file of the certificate."
             )
 
-    def credential(self) -> Credential:
         try:
-            read = [pathlib.Path(file).read_bytes() for file in self._files or ()]
+            read = [pathlib.Path(file).read_bytes() for file in self._files]
         except OSError as error:
             reason = error.strerror or type(error).__name__
         else:
