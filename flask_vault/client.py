@@ -367,6 +367,20 @@ class VaultClient:
 
         for attempt in range(1, _TRIES + 1):
             present = self._kv.newest(location)
+
+            # What a standby that lags behind still shows must not be merged into a
+            # version that is newer.
+            if cas is not None and not replace and present.version != cas:
+                if attempt < _TRIES:
+                    time.sleep(random.uniform(0.02, 0.05 * 2**attempt))  # noqa: S311
+                    continue
+
+                raise CheckAndSetError(
+                    f"The document {location.path!r} is at version {present.version},"
+                    f" not {cas}: read it again and decide anew.",
+                    path=location.path,
+                )
+
             merged = dict(data) if replace else {**present.data, **data}
 
             # What belongs to a rotation in progress is not the caller's to drop.

@@ -20,7 +20,7 @@ from .vault.process import PerProcess
 from .vault.process import SingleFlight
 
 #: Seconds in which a failed read of a path is not tried again while it has a value.
-RETRY_PAUSE: t.Final = 5.0
+RETRY_PAUSE: t.Final = 1.0
 
 #: Most reads at a time when many documents are loaded.
 PARALLEL: t.Final = 8

@@ -88,8 +88,9 @@ class VaultAdapter(_Adapter):
 
     :param route: the addresses to try.
     :param timeouts: seconds to connect, and seconds of silence while reading.
-    :param extra_headers: gives headers for a request of a method.
-    :param on_headers: called with the method and the headers of each answer.
+    :param spare: whether one more request than was asked for may be sent now.
+    :param extra_headers: gives headers for a request to a URL.
+    :param on_headers: called with method, URL and headers of each answer.
     """
 
     def __init__(
@@ -97,13 +98,15 @@ class VaultAdapter(_Adapter):
         *,
         route: Route,
         timeouts: tuple[float, float],
+        spare: cabc.Callable[[], bool],
         extra_headers: cabc.Callable[[str], cabc.Mapping[str, str]],
-        on_headers: cabc.Callable[[str, cabc.Mapping[str, str]], None],
+        on_headers: cabc.Callable[[str, str, cabc.Mapping[str, str]], None],
         **kwargs: t.Any,
     ) -> None:
         super().__init__(**kwargs)
         self._route = route
         self._timeouts = timeouts
+        self._spare = spare
         self._extra_headers = extra_headers
         self._on_headers = on_headers
 
@@ -126,7 +129,7 @@ class VaultAdapter(_Adapter):
         """
         sent = {
             "X-Vault-Request": "true",
-            **self._extra_headers(method),
+            **self._extra_headers(url),
             **(headers or {}),
         }
 
@@ -144,6 +147,14 @@ class VaultAdapter(_Adapter):
 
         while left:
             address = left.pop(0)
+
+            # Another address is another request. When none works, asking all of them
+            # each time would make an outage worse.
+            if failure is not None and not self._spare():
+                # The next request begins where this one stopped.
+                self._route.keep(address)
+                break
+
             answer, leader = self._send(
                 method, address, url, sent, raise_exception, kwargs
             )
@@ -184,7 +195,6 @@ class VaultAdapter(_Adapter):
             redirect leads, else an empty text.
         """
         session = self.session
-
         try:
             # Not session.request(): its redirects, cookies and merging of settings are
             # of no use here, and a fifth of the cost.
@@ -206,7 +216,7 @@ class VaultAdapter(_Adapter):
             # that has the token in its frames.
             return no_answer(error, address), ""
 
-        self._on_headers(method, response.headers)
+        self._on_headers(method, url, response.headers)
         body = json_object(response)
 
         if body is not None and (response.status_code < 300 or not raise_exception):

@@ -21,7 +21,7 @@ _LONGEST: t.Final = 5.0
 _IN_A_REQUEST: t.Final = 0.25
 
 #: Retries at once, and for each second, that a process makes at most.
-_BURST: t.Final = 20
+_BURST: t.Final = 10
 _RATE: t.Final = 4.0
 
 

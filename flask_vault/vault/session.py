@@ -52,9 +52,9 @@ _log = logging.getLogger("flask_vault")
 class Headers(t.Protocol):
     """What is said and heard in the headers of requests."""
 
-    def headers(self, method: str) -> cabc.Mapping[str, str]: ...
+    def headers(self, url: str) -> cabc.Mapping[str, str]: ...
 
-    def take(self, method: str, headers: cabc.Mapping[str, str]) -> None: ...
+    def take(self, method: str, url: str, headers: cabc.Mapping[str, str]) -> None: ...
 
 
 class _Login:
@@ -94,12 +94,14 @@ class Session:
         endpoint: Endpoint,
         method: LoginMethod,
         wire: Headers,
+        spare: cabc.Callable[[], bool],
         *,
         revoke_on_exit: bool = False,
     ) -> None:
         self._endpoint = endpoint
         self._method = method
         self._wire = wire
+        self._spare = spare
         self._revoke_on_exit = revoke_on_exit
         self._state: PerProcess[_State] = PerProcess(self._new_state)
         self.token: Token | None = None
@@ -418,6 +420,7 @@ class Session:
             adapter=t.cast(t.Any, VaultAdapter),
             route=state.route,
             timeouts=(endpoint.connect_timeout, endpoint.read_timeout),
+            spare=self._spare,
             extra_headers=self._wire.headers,
             on_headers=self._wire.take,
         )

@@ -33,6 +33,9 @@ if t.TYPE_CHECKING:
 
 T = t.TypeVar("T")
 
+#: To how many URLs the last write is remembered.
+_MOST_INDEXES: t.Final = 1000
+
 _log = logging.getLogger("flask_vault")
 
 
@@ -41,6 +44,9 @@ class Wire:
 
     def __init__(self) -> None:
         self._clock: tuple[float, float] | None = None
+        #: The index of the last write to each URL, and of the last of all. An index is
+        #: opaque, so those of writes that cross each other cannot be compared.
+        self._indexes: dict[str, str] = {}
         self._index: str | None = None
 
     def now(self) -> datetime.datetime:
@@ -56,23 +62,32 @@ class Wire:
             server + time.monotonic() - seen, datetime.timezone.utc
         )
 
-    def headers(self, method: str) -> cabc.Mapping[str, str]:
-        """What makes a standby of OpenBao's serve a read after our own writes.
+    def headers(self, url: str) -> cabc.Mapping[str, str]:
+        """What makes a standby of OpenBao's know of our own writes.
 
-        It forwards the read to the active node when it has not caught up.
+        It forwards a request to the active node when it has not caught up. For writes
+        as well: it compares a check-and-set with the version that it has itself.
         """
-        if self._index is None or method.lower() not in {"get", "list"}:
+        index = self._indexes.get(url, self._index)
+
+        if index is None:
             return {}
 
         return {
-            "X-Vault-Index": self._index,
+            "X-Vault-Index": index,
             "X-Vault-Inconsistent": "forward-active-node",
         }
 
-    def take(self, method: str, headers: cabc.Mapping[str, str]) -> None:
+    def take(self, method: str, url: str, headers: cabc.Mapping[str, str]) -> None:
         """Note what an answer's headers say."""
         if method.lower() in {"post", "put", "delete", "patch"}:
-            self._index = headers.get("X-Vault-Index") or self._index
+            index = headers.get("X-Vault-Index")
+
+            if index:
+                if len(self._indexes) >= _MOST_INDEXES:
+                    self._indexes.clear()
+
+                self._index = self._indexes[url] = index
 
         now = time.monotonic()
 
@@ -106,7 +121,11 @@ class Transport:
         #: What told, inside of patient(), that nobody answers.
         self._silence: VaultConnectionError | None = None
         self._session = Session(
-            endpoint, method, self._wire, revoke_on_exit=revoke_on_exit
+            endpoint,
+            method,
+            self._wire,
+            lambda: self._budget.get().take(),
+            revoke_on_exit=revoke_on_exit,
         )
 
     def __repr__(self) -> str:
