@@ -370,14 +370,19 @@ class VaultClient:
 
             # What a standby that lags behind still shows must not be merged into a
             # version that is newer.
-            if cas is not None and not replace and present.version != cas:
-                if attempt < _TRIES:
+            if (
+                cas is not None
+                and not replace
+                and present.version is not None
+                and present.version != cas
+            ):
+                if present.version < cas and attempt < _TRIES:
                     time.sleep(random.uniform(0.02, 0.05 * 2**attempt))  # noqa: S311
                     continue
 
                 raise CheckAndSetError(
-                    f"The document {location.path!r} is at version {present.version},"
-                    f" not {cas}: read it again and decide anew.",
+                    f"The document {location.path!r} is not at version {cas} any more,"
+                    f" but at {present.version}: read it again and decide anew.",
                     path=location.path,
                 )
 
