@@ -370,10 +370,12 @@ def test_a_pause_never_goes_beyond_the_deadline() -> None:
     assert set(pauses(0, Patience.of(1), retry_after=2.0)) == {None}
 
 
-@pytest.mark.parametrize("patience", [Patience(), Patience.of(60)])
+@pytest.mark.parametrize("seconds", [None, 60])
 def test_what_may_be_done_is_not_repeated_when_that_would_harm(
-    patience: Patience,
+    seconds: float | None,
 ) -> None:
+    patience = Patience() if seconds is None else Patience.of(seconds)
+
     for maybe_done in (True, False):
         error = unavailable(maybe_done=maybe_done)
         pause = pause_before_retry(error, 0, patience, Budget(), repeatable=False)

@@ -292,7 +292,8 @@ def watched(vault_server: DevServer) -> cabc.Iterator[dict[str, Watched]]:
 def check_served(watched: Watched) -> None:
     """Whether callers saw values alone, and the server no token that was dead."""
     assert set(watched.ends) == {"v"}
-    assert watched.seen["refused"] == watched.seen["lookups"] == 0
+    # One, when the machine stalls for the last second of a token.
+    assert watched.seen["refused"] == watched.seen["lookups"] <= 1
 
 
 #: How often something is done in these seconds that is done between 0.6 and 0.667 of
