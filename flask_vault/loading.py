@@ -75,7 +75,9 @@ def new_state(app: Flask) -> AppState:
     if mode == "inspect":
         raise Inspected(state, None)
 
-    MADE.set(state)
+    # For a command alone: what is set here lives as long as the process.
+    if mode is not None:
+        MADE.set(state)
 
     _warn(app, state)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import gc
 import logging
 import subprocess
 import sys
+import weakref
 
 import pytest
 from flask import Blueprint
@@ -662,3 +664,15 @@ def test_a_server_that_is_down_stops_the_start(
 
     # One sentence for both, not one for each.
     assert str(caught.value).startswith("A, B: Vault at ")
+
+
+def test_an_app_that_is_gone_leaves_nothing_behind(vault_mount: VaultMount) -> None:
+    vault_mount.write("flask", {"secret_key": "v1"})
+    secrets = {"SECRET_KEY": "flask#secret_key"}
+    app = start_app(vault_mount.config(), VAULT_SECRETS=secrets)
+    client = weakref.ref(app.extensions["vault"].client)
+
+    del app
+    gc.collect()
+
+    assert client() is None
