@@ -612,7 +612,7 @@ def test_where_the_token_may_not_write(shop: Shop, vault_server: DevServer) -> N
     result = shop.rotate("--secret", "SECRET_KEY")
     assert result.exit_code == 7
     assert f"'create, update' on '{shop.mount.name}/data/flask'" in result.stderr
-    assert "flask vault rotate --secret " in result.stderr
+    assert "flask vault rotate --secret SECRET_KEY" in result.stderr
     assert POLLING not in result.output
     assert shop.changed() == set()
 

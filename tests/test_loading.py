@@ -666,6 +666,16 @@ def test_a_server_that_is_down_stops_the_start(
     assert str(caught.value).startswith("A, B: Vault at ")
 
 
+def test_a_text_as_default_is_no_list_of_old_session_keys_either(
+    vault_mount: VaultMount,
+) -> None:
+    raw = {"ref": "flask#old", "default": "k1"}
+    app = new_app(vault_mount.config(), VAULT_SECRETS={"SECRET_KEY_FALLBACKS": raw})
+
+    with refused(app, VaultConfigError):
+        FlaskVault(app)
+
+
 def test_an_app_that_is_gone_leaves_nothing_behind(vault_mount: VaultMount) -> None:
     vault_mount.write("flask", {"secret_key": "v1"})
     secrets = {"SECRET_KEY": "flask#secret_key"}
