@@ -29,6 +29,10 @@ from .errors import VaultLoginError
 from .errors import VaultPermissionError
 from .errors import VaultUnavailableError
 from .errors import without_frames
+from .history import Historian
+from .history import Need
+from .keyring import KeyRing
+from .polling import Poller
 from .rotation import generators
 from .rotation.backup import BackupStore
 from .rotation.runner import Rotated
@@ -36,6 +40,7 @@ from .rotation.runner import Runner
 from .rotation.runner import Target
 from .settings import Settings
 from .startup import load_documents
+from .store import Held
 from .store import Snapshot
 from .store import Store
 from .values import pick
@@ -46,9 +51,13 @@ from .vault.documents import Location
 from .vault.endpoint import Endpoint
 from .vault.kv import KV
 from .vault.transport import Transport
+from .vault.versions import Versions
 
 P = t.ParamSpec("P")
 R = t.TypeVar("R")
+
+#: Versions that a document with a key ring keeps: four years of monthly rotations.
+RING_VERSIONS: t.Final = 50
 
 _log = logging.getLogger("flask_vault")
 
@@ -76,13 +85,15 @@ def _at_the_edge(call: cabc.Callable[P, R]) -> cabc.Callable[P, R]:
 class Pin:
     """What one unit of work, such as a request, has seen of Vault, and keeps seeing."""
 
-    __slots__ = ("documents", "owner", "snapshot", "values")
+    __slots__ = ("documents", "owner", "rings", "snapshot", "values")
 
     def __init__(self, owner: VaultClient, snapshot: Snapshot) -> None:
         self.owner = owner
         self.snapshot = snapshot
         self.documents: dict[Location, Document] = {}
         self.values: dict[tuple[str, str | None], t.Any] = {}
+        #: The key rings of an app, once one of them was asked for.
+        self.rings: cabc.Mapping[str, KeyRing] | None = None
 
 
 class VaultClient:
@@ -145,6 +156,9 @@ class VaultClient:
             revoke_on_exit=settings.revoke_on_exit,
         )
         self._kv = KV(self._transport, settings.kv_version)
+        self._versions = Versions(self._transport, self._kv)
+        self._historian = Historian(self._kv, self._versions)
+        self._poller = Poller(self._kv, self._historian)
         self._store = Store(
             self._kv, ttl=settings.cache_ttl, max_stale=settings.max_stale
         )
@@ -297,6 +311,40 @@ class VaultClient:
 
         if cache is not None and good:
             cache.save(good)
+
+    # --- keeping up ------------------------------------------------------------------
+
+    def poll(
+        self, location: Location, needs: cabc.Sequence[Need], base: Held | None
+    ) -> Held:
+        """What is at a path now, see :meth:`flask_vault.polling.Poller.poll`."""
+        return self._poller.poll(location, needs, base)
+
+    def keep_history(self, location: Location) -> bool:
+        """Have so many versions of a document kept that a key ring has its memory.
+
+        :return: whether that was not so before.
+        :raises VaultPermissionError: when the token may not.
+        """
+        if self._versions.limit_of(location) >= RING_VERSIONS:
+            return False
+
+        self._versions.raise_limit(location, RING_VERSIONS)
+        return True
+
+    def adopt(self, found: cabc.Mapping[Location, Held]) -> None:
+        """Serve what a poll has found, all of it at once."""
+        self._store.adopt(found)
+
+    @property
+    def transport(self) -> Transport:
+        """The way to the server."""
+        return self._transport
+
+    @property
+    def versions(self) -> Versions:
+        """The metadata of documents."""
+        return self._versions
 
     def _bootstrap(self) -> BootstrapCache | None:
         settings = self.settings

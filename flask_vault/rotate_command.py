@@ -10,6 +10,7 @@ import click
 
 from .console import polling_notice
 from .console import say_error
+from .console import say_short_history
 from .console import table
 from .errors import VaultError
 from .errors import VaultUnavailableError
@@ -57,6 +58,7 @@ def rotate(
         return
 
     codes = [0]
+    rotated: list[Location] = []
 
     for target in targets.values():
         try:
@@ -66,12 +68,16 @@ def rotate(
             say_error(f"{target.label}: {error}")
             _say_next(target.label, error, selected)
         else:
+            rotated.append(done.location)
             version = "" if done.version is None else f", version {done.version}"
             kept = f"backup {done.backup}" if done.backup else "no backup"
             click.echo(
                 f"{done.label}: {', '.join(done.fields)} rotated{version}, {kept},"
                 f" operation {done.operation}, done."
             )
+
+    for place, problem in state.keep_histories(rotated).items():
+        say_short_history(place.path, problem)
 
     for refusal in refused.values():
         codes.append(exit_code_of(refusal))

@@ -10,6 +10,8 @@ from flask import has_request_context
 from flask.globals import app_ctx
 from flask.globals import request_ctx
 
+from tests.postgres import postgres as postgres
+
 
 @pytest.fixture(autouse=True)
 def _reset_os_environ(monkeypatch: pytest.MonkeyPatch) -> None:

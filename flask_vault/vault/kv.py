@@ -61,7 +61,7 @@ class KV:
         :raises VaultPermissionError: when the token may not read it.
         :raises VaultUnavailableError: when nobody could answer.
         """
-        mount, path = self._split(location)
+        mount, path = self.split(location)
 
         if mount.version == 1:
             return self._read_v1(mount, path, location, retry)
@@ -101,7 +101,7 @@ class KV:
         :raises CheckAndSetError: when another version is there.
         """
         _check_json(location, data)
-        mount, path = self._split(location)
+        mount, path = self.split(location)
 
         if mount.version == 1:
             self._write_v1(mount, path, location, data, cas)
@@ -181,7 +181,7 @@ class KV:
 
         :raises SecretNotFoundError: when there are none.
         """
-        mount, path = self._split(location)
+        mount, path = self.split(location)
         kv = "metadata/" if mount.version == 2 else ""
 
         route = f"{mount.name}/{kv}{path}".rstrip("/")
@@ -290,6 +290,11 @@ class KV:
 
         return mount
 
+    def split(self, location: Location) -> tuple[Mount, str]:
+        """The mount that a location is in, and the path below it."""
+        mount = self.mount_of(location)
+        return mount, location.path[len(mount.name) :].strip("/")
+
     # --- parts -----------------------------------------------------------------------
 
     def _ask_mount(self, path: str, hint: str | None) -> Mount:
@@ -328,10 +333,6 @@ class KV:
 
         version = mapping(data.get("options")).get("version")
         return Mount(name, 2 if str(version) == "2" else 1)
-
-    def _split(self, location: Location) -> tuple[Mount, str]:
-        mount = self.mount_of(location)
-        return mount, location.path[len(mount.name) :].strip("/")
 
     def _read_v1(
         self, mount: Mount, path: str, location: Location, retry: bool
