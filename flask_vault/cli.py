@@ -22,6 +22,7 @@ from .console import polling_notice
 from .console import say_error
 from .console import say_short_history
 from .console import table
+from .errors import VaultError
 from .invocation import exit_code_of
 from .invocation import Mode
 from .invocation import worst
@@ -91,11 +92,33 @@ def status(context: click.Context, as_json: bool) -> None:
             for sentence, keys in _by_sentence(rows).items():
                 click.secho(f"{', '.join(keys)}: {sentence}", err=True, fg="yellow")
 
+            if not enabled:
+                click.secho(
+                    "VAULT_ENABLED is False: nothing comes from Vault.",
+                    err=True,
+                    fg="yellow",
+                )
+
+        if enabled and error is None:
+            _tell_if_old(state)
+
         if error is not None:
             if not any(row["error"] for row in rows):
                 say_error(str(error))
 
             raise click.exceptions.Exit(exit_code_of(error))
+
+
+def _tell_if_old(state: AppState) -> None:
+    """A standby that is cut off from its leader answers, too, with what it has."""
+    try:
+        state.prove_fresh()
+    except VaultError as error:
+        click.secho(
+            f"What is shown may be old, since the active node does not answer: {error}",
+            err=True,
+            fg="yellow",
+        )
 
 
 def _keys(row: dict[str, t.Any]) -> str:
