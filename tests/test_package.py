@@ -62,6 +62,7 @@ MAY_IMPORT["refresher"] = GROUND | {"vault"}
 MAY_IMPORT["placeholders"] = GROUND | {"templates"}
 MAY_IMPORT["state"] = BELOW_THE_TOP | {"refresher", "invocation"}
 MAY_IMPORT["health"] = BELOW_THE_TOP | {"state"}
+MAY_IMPORT["middleware"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["session_guard"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["invocation"] = GROUND
 MAY_IMPORT["loading"] = BELOW_THE_TOP | {"state", "invocation"}
@@ -72,6 +73,7 @@ MAY_IMPORT["extension"] = BELOW_THE_TOP | {
     "invocation",
     "loading",
     "placeholders",
+    "middleware",
     "session_guard",
 }
 MAY_IMPORT["integrations"] = BELOW_THE_TOP | {"extension", "state", "invocation"}
