@@ -53,6 +53,7 @@ nitpick_ignore = [
     ("py:class", "Pin"),
     ("py:class", "flask_vault.client.Pin"),
     ("py:class", "flask_vault.entries.Entry"),
+    ("py:class", "flask_vault.extension.H"),
     ("py:class", "flask_vault.settings.Settings"),
     ("py:class", "flask_vault.testing.cluster.C"),
     ("py:class", "flask_vault.testing.proxy.P"),
@@ -68,6 +69,8 @@ nitpick_ignore = [
 # Where a class is defined, and where its own documentation says that it is. Annotations
 # come as the first, inventories know the second.
 documented_as = {
+    # Where another name is imported for type checkers alone, annotations stay as text.
+    "Flask": "flask.Flask",
     "blinker.base.NamedSignal": "blinker.NamedSignal",
     "blinker.base.Namespace": "blinker.Namespace",
     "blinker.base.Signal": "blinker.Signal",

@@ -241,7 +241,11 @@ def set_command(
         version = state.client.set_secret(path, data, cas=cas)
         suffix = "" if version is None else f", version {version}"
         click.echo(f"{reference} is written{suffix}.")
-        click.echo(polling_notice(state))
+        places = [state.client.catalog.location(reference)]
+        click.echo(polling_notice(state, places))
+
+        for place, error in state.keep_histories(places).items():
+            say_short_history(place.path, error)
 
 
 def _read_value(reference: Reference) -> dict[str, t.Any]:

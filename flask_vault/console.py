@@ -20,6 +20,7 @@ if t.TYPE_CHECKING:
 
     from .errors import VaultError
     from .state import AppState
+    from .vault.documents import Location
 
 
 class Opened(t.NamedTuple):
@@ -159,13 +160,23 @@ def say_short_history(path: str, error: Exception) -> None:
     )
 
 
-def polling_notice(state: AppState) -> str:
-    """How other processes learn of what this one wrote."""
-    return f"Other processes learn of it by polling. {refresh_notice(state)}"
+def polling_notice(
+    state: AppState, places: cabc.Container[Location] | None = None
+) -> str:
+    """How other processes learn of what this one wrote.
+
+    :param places: where it wrote; ``None`` is everywhere.
+    """
+    return f"Other processes learn of it by polling. {refresh_notice(state, places)}"
 
 
-def refresh_notice(state: AppState) -> str:
-    """When the workers of an app ask Vault again, and what then."""
+def refresh_notice(
+    state: AppState, places: cabc.Container[Location] | None = None
+) -> str:
+    """When the workers of an app ask Vault again, and what then.
+
+    :param places: for which it is told; ``None`` is all.
+    """
     settings = state.settings
 
     if settings.refresh_mode == "off":
@@ -177,7 +188,9 @@ def refresh_notice(state: AppState) -> str:
     interval = f"{settings.refresh_interval:g} s (VAULT_REFRESH_INTERVAL)"
     asks = f"Each worker asks every {interval}."
 
-    if not any(entry.secret.keyring for entry in state.entries):
+    rings = state.live.maker.entries
+
+    if not any(places is None or place in places for place in rings):
         return asks
 
     window = age(round(settings.propagation_window))

@@ -87,7 +87,7 @@ class KeyRing:
         return next(key for key in self.accepted if key.state == "signing")
 
     def get(self, id: str) -> Key | None:
-        """The accepted key with an id; ``None`` when it is retired or unknown."""
+        """The accepted key with an id; ``None`` when there is none (any more)."""
         return next((key for key in self.accepted if key.id == id), None)
 
     def same_values(self, other: KeyRing | None) -> bool:

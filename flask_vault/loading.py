@@ -101,7 +101,23 @@ def _warn(app: Flask, state: AppState) -> None:
             " 'stripe#api_key'}."
         )
 
-    if state.settings.skip_verify and not app.debug:
+    settings = state.settings
+    least = 2 * settings.refresh_interval
+
+    if (
+        0 < settings.propagation_window < least
+        and settings.refresh_mode != "off"
+        and any(entry.secret.keyring for entry in state.entries)
+    ):
+        _log.warning(
+            "VAULT_PROPAGATION_WINDOW is %g s, less than two of VAULT_REFRESH_INTERVAL"
+            " (%g s): a worker may meet a new key before it has asked for it. Raise the"
+            " one or lower the other.",
+            settings.propagation_window,
+            settings.refresh_interval,
+        )
+
+    if settings.skip_verify and not app.debug:
         _log.warning(
             "VAULT_SKIP_VERIFY is on and the app is not in debug mode: anybody on the"
             " network can pose as Vault and read the token. Set VAULT_CACERT instead."

@@ -121,6 +121,7 @@ class Refresher:
         self._on_recovery = on_recovery
         self._local: PerProcess[_Local] = PerProcess(_Local)
         self._here: _Local | None = None
+        self._cannot_start = False
         self.freshness = Freshness()
 
     # --- what others call ------------------------------------------------------------
@@ -152,13 +153,15 @@ class Refresher:
                 _log.error("The refresh thread was found dead, and is started anew.")
                 self._note(restarts=self.freshness.restarts + 1)
 
-            here.thread = threading.Thread(
+            thread = threading.Thread(
                 target=_run,
                 args=(weakref.ref(self, _waker(here)), here),
                 name="flask-vault-refresh",
                 daemon=True,
             )
-            here.thread.start()
+            thread.start()
+            # Not before: one that could not be started was never alive.
+            here.thread = thread
 
     def stop(self) -> None:
         """End the thread of this process for good."""
@@ -223,7 +226,7 @@ class Refresher:
     def is_dead(self) -> bool:
         """Whether there should be a thread, and there is none."""
         here = self._here
-        return (
+        return self._cannot_start or (
             self.mode == "thread"
             and here is not None
             and here.pid == os.getpid()
@@ -298,8 +301,13 @@ class Refresher:
             self.start()
         except RuntimeError as error:
             # No request fails for it; the health tells.
-            _log.error("The refresh thread cannot be started: %s.", error)
+            if not self._cannot_start:
+                _log.error("The refresh thread cannot be started: %s.", error)
+
+            self._cannot_start = True
             return
+
+        self._cannot_start = False
 
         self._catch_up()
 

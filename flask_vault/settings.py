@@ -74,7 +74,7 @@ class Settings:
     startup_timeout: float = 30.0
     cache_ttl: float = 300.0
     max_stale: float = 3600.0
-    refresh_mode: str = "off"
+    refresh_mode: str = "thread"
     refresh_interval: float = 30.0
     propagation_window: float = 120.0
     session_guard: bool = False

@@ -20,8 +20,8 @@ _signals = blinker.Namespace()
 #: Sent when the config was filled at start-up.
 #:
 #: :param keys: the config keys that were set, a tuple of ``str``.
-#: :param sources: ``vault``, ``env``, ``default`` or ``unset`` for each key of
-#:     ``VAULT_SECRETS``, a ``dict``.
+#: :param sources: ``vault``, ``cache``, ``env``, ``default`` or ``unset`` for each key
+#:     of ``VAULT_SECRETS``, a ``dict``.
 secrets_loaded = _signals.signal("vault-secrets-loaded")
 
 #: Sent in every process when it learns that an entry has another value in Vault, with

@@ -67,23 +67,39 @@ NOT_RUN = re.compile(r"(python3? -m venv|\. \.venv/|pip install|git clone|make)\
 #: A curl for machines that have none.
 CURL = """\
 #!{python}
+import http.cookiejar
+import os
 import sys
 import urllib.error
 import urllib.request
 
 request = urllib.request.Request(sys.argv[-1])
+cookies = http.cookiejar.MozillaCookieJar()
+keep = None
 arguments = iter(sys.argv[1:-1])
 
 for argument in arguments:
     if argument == "-H":
         request.add_header(*next(arguments).split(": ", 1))
+    elif argument == "-b":
+        file = next(arguments)
+
+        if os.path.exists(file):
+            cookies.load(file, ignore_discard=True)
+    elif argument == "-c":
+        keep = next(arguments)
     elif argument != "-s":
         sys.exit(f"this curl knows no {{argument}}")
 
+opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(cookies))
+
 try:
-    answer = urllib.request.urlopen(request)
+    answer = opener.open(request)
 except urllib.error.HTTPError as error:
     answer = error
+
+if keep:
+    cookies.save(keep, ignore_discard=True)
 
 sys.stdout.write(answer.read().decode())
 """
@@ -107,8 +123,8 @@ VARIABLE = (
     (re.compile(r"(127\.0\.0\.1|localhost):\d+"), "LOCAL"),
     (re.compile(r"^\[[\d:+ -]+\] \[\d+\]", re.M), "WHEN"),
     (re.compile(r"\(\d+\)$", re.M), "PID"),
-    (re.compile(r'"age_seconds": \d+'), "AGE"),
-    (re.compile(r"\b\d+ (s|min|h|d)$", re.M), "AGE"),
+    (re.compile(r'"(age|last_\w+|next_change)_seconds": \d+'), "AGE"),
+    (re.compile(r"\b\d+ (s|min|h|d)(?=$|  )", re.M), "AGE"),
     (re.compile(r"[A-Za-z0-9_-]{43}=?"), "KEY"),
     (re.compile(r" {2,}"), "  "),
     (re.compile(r" +$", re.M), ""),
@@ -598,9 +614,14 @@ def test_an_entry_tells_the_default_of_its_key(key: str) -> None:
         assert "Default: ``vault-backups`` in :attr:`app.instance_path" in text
         return
 
-    names = {"VAULT_ADDR": "addresses", "VAULT_TLS_SERVER_NAME": "server_name"}
+    if key == "VAULT_ADDR":  # There is none: an app has to set it.
+        assert default_in(text) is None
+        return
+
+    settings = Settings.from_mapping({"VAULT_ADDR": "https://vault.example.com"}, {})
+    names = {"VAULT_TLS_SERVER_NAME": "server_name"}
     name = names.get(key, key.removeprefix("VAULT_").lower())
-    default = getattr(Settings(), name)
+    default = getattr(settings, name)
     assert default_in(text) == (None if default == () else default)
 
 
