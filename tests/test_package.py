@@ -77,6 +77,7 @@ MAY_IMPORT["extension"] = BELOW_THE_TOP | {
 MAY_IMPORT["integrations"] = BELOW_THE_TOP | {"extension", "state", "invocation"}
 MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "loading"}
 MAY_IMPORT["policy"] = BELOW_THE_TOP
+MAY_IMPORT["policy_command"] = BELOW_THE_TOP | {"console", "policy", "state"}
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
 MAY_IMPORT["dev"] = {"*"}
