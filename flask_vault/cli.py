@@ -385,6 +385,22 @@ def policy(
         policy_command.run(state, wish)
 
 
+@vault_group.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Look for what is wrong, from the config to the database.
+
+    Each check passes, warns or fails, and says how to mend it. Works when the app
+    cannot start. No value is shown.
+
+    Exit codes: 0 all is well, 1 a check warns, 2 one fails.
+    """
+    from .doctor_command import examine
+
+    examine(context.ensure_object(ScriptInfo), as_json=as_json)
+
+
 @vault_group.command("backup-key")
 def backup_key() -> None:
     """Make a key for VAULT_BACKUP_KEYS and print it.
