@@ -6,6 +6,8 @@ import collections
 import dataclasses
 import json
 import logging
+import pathlib
+import traceback
 import typing as t
 
 import click
@@ -64,12 +66,7 @@ def _examine(info: ScriptInfo) -> list[Finding]:
     except (click.ClickException, click.exceptions.Exit):
         raise
     except Exception as error:
-        trouble = Finding(
-            "app",
-            "fail",
-            f"the app cannot be made: {type(error).__name__} at {place_of(error)}.",
-            "Mend that first: 'flask routes' shows the whole of it.",
-        )
+        trouble = _of_break(error)
     else:
         trouble = Finding(
             "app",
@@ -82,6 +79,33 @@ def _examine(info: ScriptInfo) -> list[Finding]:
     app = Flask("flask_vault")
     app.config.from_prefixed_env()
     return [trouble, *run(case_of(app), WITHOUT_APP)]
+
+
+def _of_break(error: Exception) -> Finding:
+    """Why there is no app. The error's text may hold a value."""
+    what = f"{type(error).__name__} at {place_of(error)}"
+    # Most likely an extension that came too early, and misses its secret.
+    early = [
+        pathlib.Path(frame.filename).parent.name
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.name == "init_app"
+    ]
+
+    if early:
+        return Finding(
+            "order",
+            "fail",
+            f"{early[-1]} is initialized before FlaskVault, and breaks: {what}.",
+            "If it needs a secret, call vault.init_app(app) before it; 'flask routes'"
+            " shows the whole of it.",
+        )
+
+    return Finding(
+        "app",
+        "fail",
+        f"the app cannot be made: {what}.",
+        "Mend that first: 'flask routes' shows the whole of it.",
+    )
 
 
 def _show(found: list[Finding]) -> None:

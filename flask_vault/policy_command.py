@@ -126,11 +126,17 @@ def run(state: AppState, wish: Wish) -> None:
 def _rules(state: AppState, role: Role) -> list[Rule]:
     settings = state.settings
     silent: list[VaultError] = []
+    unknown: dict[str, None] = {}
 
     def mount_of(location: Location) -> Mount:
         if not silent:
             try:
-                return state.client.kv.mount_of(location)
+                mount = state.client.kv.mount_of(location)
+
+                if mount.assumed:
+                    unknown[mount.name] = None
+
+                return mount
             except VaultError as error:
                 # Of the mount itself, then, and not of the way there: before there is a
                 # way to log in, somebody has to write the first policy.
@@ -148,6 +154,16 @@ def _rules(state: AppState, role: Role) -> list[Rule]:
         click.secho(
             "Vault was not asked which engine the mounts have, and KV version"
             f" {settings.kv_version or 2} is assumed (VAULT_KV_VERSION): {problem}",
+            err=True,
+            fg="yellow",
+        )
+
+    for name in unknown:
+        may = ", and 'init' may make it" if role == "init" else ""
+        click.secho(
+            f"Vault does not say what is mounted at {name!r}, either because there is"
+            " nothing or because the token has no right there: KV version 2 is assumed"
+            f" (VAULT_KV_VERSION){may}.",
             err=True,
             fg="yellow",
         )

@@ -19,6 +19,8 @@ import pytest
 from click.testing import CliRunner
 from flask import Flask
 from flask.cli import ScriptInfo
+from flask_jwt_extended import JWTManager
+from flask_sqlalchemy import SQLAlchemy
 
 from flask_vault import FlaskVault
 from flask_vault import VaultClient
@@ -196,7 +198,12 @@ def test_nothing_is_changed(good: Config, vault_proxy: FaultProxy) -> None:
         for request in vault_proxy.requests
         if request.method in ("POST", "PUT", "DELETE")
     }
-    assert asked == {"auth/approle/login", "sys/capabilities-self"}
+    # The token that was made to look with is revoked.
+    assert asked == {
+        "auth/approle/login",
+        "auth/token/revoke-self",
+        "sys/capabilities-self",
+    }
     assert not os.path.exists(good["VAULT_BACKUP_DIR"])
 
 
@@ -289,6 +296,28 @@ def test_an_extension_that_read_its_config_before(
     report = examine(create_app)
     cure = r"Call vault\.init_app\(app\) before it"
     assert_finds(report, "order", "fail", f"{title} was.*{key}", cure)
+
+
+def test_an_extension_that_breaks_without_its_secret(good: Config) -> None:
+    def create_app() -> Flask:
+        app = new_app(good)
+        SQLAlchemy().init_app(app)
+        FlaskVault(app)
+        return app
+
+    report = examine(create_app)
+    cure = r"call vault\.init_app\(app\) before it"
+    assert_finds(report, "order", "fail", "flask_sqlalchemy is init.*RuntimeE", cure)
+
+
+def test_an_extension_that_reads_its_config_late_may_come_first(good: Config) -> None:
+    def create_app() -> Flask:
+        app = new_app(good, VAULT_SECRETS={**SECRETS, "JWT_SECRET_KEY": "stripe#jwt"})
+        JWTManager().init_app(app)
+        FlaskVault(app)
+        return app
+
+    assert examine(create_app).of("order")[0].status == "pass"
 
 
 def test_an_extension_that_needs_no_secret_may_come_first(good: Config) -> None:

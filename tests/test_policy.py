@@ -35,6 +35,7 @@ from tests.helpers import approle
 from tests.helpers import BACKUP_KEY
 from tests.helpers import new_app
 from tests.helpers import start_app
+from tests.postgres import Postgres
 
 CANARY = "canary-5b0c"
 
@@ -322,6 +323,51 @@ def test_a_static_role_of_vaults_database_engine() -> None:
     assert rules_for(STATIC_ROLE, "rotator") == [read, rotate]
 
 
+@pytest.fixture
+def static_role(vault_server: DevServer, postgres: Postgres) -> cabc.Iterator[str]:
+    """The mount of a database engine with the role ``app``."""
+    mount = f"database-{secrets.token_hex(4)}"
+    api, token = Api(vault_server.address), vault_server.root_token
+    user = postgres.create_user("nobody-knows-this-one")
+    url = "postgresql://{{username}}:{{password}}@" + f"127.0.0.1:{postgres.port}"
+    api.call("POST", f"sys/mounts/{mount}", {"type": "database"}, token=token)
+    shop = {
+        "plugin_name": "postgresql-database-plugin",
+        "allowed_roles": "*",
+        "connection_url": f"{url}/postgres",
+        "username": "postgres",
+        "password": postgres.password,
+    }
+    api.call("POST", f"{mount}/config/shop", shop, token=token)
+    role = {"db_name": "shop", "username": user, "rotation_period": 86_400}
+    api.call("POST", f"{mount}/static-roles/app", role, token=token)
+    yield mount
+    vault_server.disable_mount(mount)
+
+
+def test_the_rights_on_a_static_role_are_enough_and_needed(
+    vault_server: DevServer, static_role: str
+) -> None:
+    entry = {**STATIC_ROLE, "ref": f"/{static_role}/static-creds/app"}
+    catalog = VaultClient.from_mapping(
+        {"VAULT_ENABLED": False, "VAULT_SECRETS": {"KEY": entry}}, {}
+    ).catalog
+    found = rules("rotator", catalog, lambda location: Mount("never-asked", 2))
+
+    def statuses(granted: cabc.Sequence[Rule]) -> tuple[int, int]:
+        auth = approle(vault_server, to_hcl("rotator", "shop", granted))
+        api = Api(vault_server.address)
+        login = api.call("POST", "auth/approle/login", auth)
+        token = login["auth"]["client_token"]
+        read, _ = api.ask("GET", f"{static_role}/static-creds/app", token=token)
+        rotated, _ = api.ask("POST", f"{static_role}/rotate-role/app", {}, token=token)
+        return read, rotated
+
+    assert statuses(found) == (200, 204)
+    assert statuses(found[1:]) == (403, 204)
+    assert statuses(found[:1]) == (200, 403)
+
+
 def test_what_a_person_makes_is_only_looked_at_by_init() -> None:
     assert rules_for("stripe#api_key", "init") == ["secret/data/stripe: read"]
     assert rules_for({"ref": "flask#key", "version": 3}, "init") == []
@@ -405,6 +451,25 @@ def test_without_a_server(world: World) -> None:
     assert f'path "{world.mount}/shop/flask"' in result.stdout
     result = world.flask_vault("policy", "--apply", "shop", "--yes", **nobody)
     assert result.exit_code == 4
+
+
+def test_without_vault(world: World) -> None:
+    result = world.flask_vault("policy", VAULT_ENABLED=False)
+    assert result.exit_code == 0
+    assert f'path "{world.mount}/metadata/shop/flask"' in result.stdout
+    arguments = ("policy", "--apply", "shop", "--yes")
+    assert world.flask_vault(*arguments, VAULT_ENABLED=False).exit_code == 2
+
+
+def test_who_may_not_ask_about_a_mount_is_told_what_is_assumed(world: World) -> None:
+    world.log_in([Rule("sys/policies/acl/shop", ("update",), ())])
+    result = world.flask_vault("policy")
+    assert result.exit_code == 0
+    assert f"does not say what is mounted at {world.mount!r}" in result.stderr
+    assert f"does not say what is mounted at {world.old_mount!r}" in result.stderr
+    assert "and 'init' may make it" not in result.stderr
+    result = world.flask_vault("policy", "--for", "init")
+    assert "and 'init' may make it" in result.stderr
 
 
 def test_apply_asks_and_writes(world: World) -> None:

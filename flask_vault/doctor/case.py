@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -59,6 +60,7 @@ class Case:
     )
     #: What each entry comes to, with its value.
     outcomes: dict[str, Outcome] = dataclasses.field(default_factory=dict, repr=False)
+    _clients: list[VaultClient] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def is_ready(self) -> bool:
@@ -98,7 +100,20 @@ class Case:
                 settings, auth=settings.rotate_auth, auth_key="VAULT_ROTATE_AUTH"
             )
 
-        return VaultClient(settings, self.entries)
+        client = VaultClient(settings, self.entries)
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        """Revoke the tokens that were made to look with."""
+        for client in self._clients:
+            transport = client.transport
+
+            if transport.method.makes_tokens and transport.token is not None:
+                with contextlib.suppress(VaultError):
+                    transport.call(lambda made: made.auth.token.revoke_self())
+
+        self._clients.clear()
 
     def is_wrapped(self, identity: Identity) -> bool:
         """Whether a login would use up what the app needs for its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import typing as t
 
 from ..errors import place_of
@@ -48,20 +49,31 @@ def run(case: Case, names: cabc.Iterable[str] = tuple(CHECKS)) -> list[Finding]:
     """Make the checks. One that breaks stops no other."""
     found: list[Finding] = []
 
-    for name in names:
-        try:
-            found += CHECKS[name](case)
-        except VaultError as error:
-            found.append(of_error(name, error))
-        except Exception as error:
-            # Its text may hold a value.
-            found.append(
-                Finding(
-                    name,
-                    "fail",
-                    f"the check broke: {type(error).__name__} at {place_of(error)}.",
-                    "Report it to the makers of Flask-Vault.",
-                )
+    with contextlib.closing(case):
+        for name in names:
+            found += _make(CHECKS[name], name, case)
+
+    return found
+
+
+def _make(check: Check, name: str, case: Case) -> list[Finding]:
+    # What was found before it broke is kept.
+    found: list[Finding] = []
+
+    try:
+        for finding in check(case):
+            found.append(finding)
+    except VaultError as error:
+        found.append(of_error(name, error))
+    except Exception as error:
+        # Its text may hold a value.
+        found.append(
+            Finding(
+                name,
+                "fail",
+                f"the check broke: {type(error).__name__} at {place_of(error)}.",
+                "Report it to the makers of Flask-Vault.",
             )
+        )
 
     return found
