@@ -342,6 +342,69 @@ def init(context: click.Context) -> None:
         raise click.exceptions.Exit(worst(codes))
 
 
+@vault_group.command()
+@click.option(
+    "--for",
+    "role",
+    type=click.Choice(("app", "rotator", "init")),
+    default="app",
+    show_default=True,
+    help="Who is to have it.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("hcl", "terraform", "json")),
+    default="hcl",
+    show_default=True,
+    help="How it is printed.",
+)
+@click.option("--apply", "name", metavar="NAME", help="Write it to Vault as NAME.")
+@click.option(
+    "--approle",
+    metavar="NAME",
+    help="Write it, and set up an AppRole with it; print a wrapped secret id.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask before it is written.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.pass_context
+def policy(
+    context: click.Context,
+    role: t.Literal["app", "rotator", "init"],
+    form: t.Literal["hcl", "terraform", "json"],
+    name: str | None,
+    approle: str | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Print the least policy that VAULT_SECRETS needs, or write it to Vault.
+
+    For the app itself, for who runs 'rotate' and 'rotate --restore', or for who runs
+    'init'. Works before the app can start, and before it can log in.
+    """
+    with opened_app(context, "inspect") as (state, _):
+        from . import policy_command
+
+        wish = policy_command.Wish(role, form, name, approle, yes, as_json)
+        policy_command.run(state, wish)
+
+
+@vault_group.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Look for what is wrong, from the config to the database.
+
+    Each check passes, warns or fails, and says how to mend it. Works when the app
+    cannot start. No value is shown.
+
+    Exit codes: 0 all is well, 1 a check warns, 2 one fails.
+    """
+    from .doctor_command import examine
+
+    examine(context.ensure_object(ScriptInfo), as_json=as_json)
+
+
 @vault_group.command("backup-key")
 def backup_key() -> None:
     """Make a key for VAULT_BACKUP_KEYS and print it.

@@ -25,8 +25,9 @@ from .errors import VaultPermissionError
 from .errors import VaultUnavailableError
 
 #: How a ``flask vault`` command wants an app: ``inspect`` needs its settings alone, and
-#: must work before there is a Vault; ``tolerate`` loads it, and takes what it gets.
-Mode = t.Literal["inspect", "tolerate"]
+#: must work before there is a Vault; ``tolerate`` loads it, and takes what it gets;
+#: ``examine`` wants the app as it is, however wrong its settings are.
+Mode = t.Literal["inspect", "tolerate", "examine"]
 
 MODE: contextvars.ContextVar[Mode | None] = contextvars.ContextVar(
     "flask_vault_mode", default=None
