@@ -83,6 +83,11 @@ class _Local:
         self.rounds = threading.Condition()
         self.done = 0
         self.asked_at = -math.inf
+        #: So many rounds are done when the one that was asked for is.
+        self.asked_for = 0
+        self.tried_at = -math.inf
+        #: Until when requests wait for the round that catches up.
+        self.catches_up_until = -math.inf
         self.wake = threading.Event()
         self.thread: threading.Thread | None = None
         self.stopped = False
@@ -117,6 +122,8 @@ class Refresher:
         self.mode = mode
         self._interval = interval
         self._window = window
+        #: Seconds in which there is a round, when the process is let run.
+        self._longest_pause = interval * (1 + 2 * JITTER)
         self._on_failure = on_failure
         self._on_recovery = on_recovery
         self._local: PerProcess[_Local] = PerProcess(_Local)
@@ -131,15 +138,22 @@ class Refresher:
         here = self._here
 
         if self.mode == "thread":
-            if (
-                here is None
-                or here.pid != os.getpid()
-                or here.thread is None
-                or not here.thread.is_alive()
-            ):
+            if here is None or here.pid != os.getpid() or not _runs(here):
                 self._start_if_possible()
+                here = self._local.get()
+
+            if self._is_behind(here) and _runs(here):
+                self._catch_up(here)
         elif self.mode == "request":
+            here = self._local.get()
+
+            if self._is_behind(here):
+                here.poll_at = 0.0
+
             self._step_if_free()
+
+            if self._is_behind(here):
+                self._catch_up(here)
 
     def start(self) -> None:
         """Start the thread of this process, unless it runs."""
@@ -194,15 +208,19 @@ class Refresher:
         here = self._local.get()
 
         with here.rounds:
-            seen, now = here.done, time.monotonic()
+            now = time.monotonic()
             leads = now - here.asked_at >= ASK_EVERY
 
             if leads:
                 here.asked_at = now
-            elif not here.lock.locked():
+                # One that runs already may have asked before there was anything new.
+                here.asked_for = here.done + (2 if here.lock.locked() else 1)
+            elif here.done >= here.asked_for:
                 return False
 
-        running = here.thread is not None and here.thread.is_alive()
+            needed = here.asked_for
+
+        running = _runs(here)
 
         if leads and running:
             here.poll_at = 0.0
@@ -216,7 +234,7 @@ class Refresher:
             return False
 
         with here.rounds:
-            return here.rounds.wait_for(lambda: here.done > seen, ASK_PATIENCE)
+            return here.rounds.wait_for(lambda: here.done >= needed, ASK_PATIENCE)
 
     def is_here(self) -> bool:
         """Whether this is the refresh thread."""
@@ -309,26 +327,35 @@ class Refresher:
 
         self._cannot_start = False
 
-        self._catch_up()
+    def _is_behind(self, here: _Local) -> bool:
+        """Whether others may sign with keys that nobody here has asked for.
 
-    def _catch_up(self) -> None:
-        """Wait for a round when what is known is from long ago.
-
-        A server that was loaded before it forked, or a worker that had nothing to do,
-        has the keys of its start.
+        A server that was loaded before it forked, a worker that had nothing to do, and
+        one that was frozen have the keys of their last round. When Vault does not
+        answer, it was asked.
         """
-        known = self.freshness.last_success
-        here = self._local.get()
-        oldest = self._interval * (1 + JITTER)
+        now = time.monotonic()
 
-        if known is None or time.monotonic() - known <= oldest:
-            return
+        if now - here.tried_at <= self._longest_pause:
+            return False
+
+        loaded = self.freshness.last_success
+        return loaded is not None and now - loaded > self._longest_pause
+
+    def _catch_up(self, here: _Local) -> None:
+        """Wait for a round, a little while and not again, before a request is served
+        with keys that are out of date."""
+        now = time.monotonic()
 
         with here.rounds:
-            done = here.done
-            here.poll_at = 0.0
-            here.wake.set()
-            here.rounds.wait_for(lambda: here.done > done, ASK_PATIENCE)
+            if now - here.catches_up_until > self._longest_pause:
+                here.catches_up_until = now + ASK_PATIENCE
+                here.poll_at = 0.0
+                here.wake.set()
+
+            here.rounds.wait_for(
+                lambda: not self._is_behind(here), max(0.0, here.catches_up_until - now)
+            )
 
     def _step_if_free(self) -> None:
         here = self._local.get()
@@ -365,6 +392,11 @@ class Refresher:
 
             with here.rounds:
                 here.done += 1
+                here.tried_at = time.monotonic()
+
+                if here.done < here.asked_for:
+                    here.poll_at = 0.0
+
                 here.rounds.notify_all()
 
         if not errors:
@@ -413,6 +445,10 @@ class Refresher:
 def _waker(here: _Local) -> cabc.Callable[[object], None]:
     """Wakes a thread whose refresher is gone, so that it ends."""
     return lambda _: here.wake.set()
+
+
+def _runs(here: _Local) -> bool:
+    return here.thread is not None and here.thread.is_alive()
 
 
 def _run(ref: weakref.ref[Refresher], here: _Local) -> None:

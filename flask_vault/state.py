@@ -402,9 +402,10 @@ class AppState:
         """Whether others may sign with what this process has not heard of.
 
         That is the case when for longer than the window nothing has proved that it is
-        up to date. Without a key ring all paths count, else those of the rings.
+        up to date. Without a key ring all paths count, else those of the rings. Nobody
+        knows when the app refreshes by itself.
         """
-        if not self.settings.enabled:
+        if not self.settings.enabled or self.refresher.mode == "off":
             return False
 
         known = self._seen_at, self.refresher.freshness.last_fresh
