@@ -9,8 +9,6 @@ import functools
 import logging
 import os
 import pathlib
-import random
-import time
 import typing as t
 
 from .bootstrap import BootstrapCache
@@ -21,7 +19,6 @@ from .entries import parse_entries
 from .entries import Reference
 from .entries import Rotation
 from .errors import BackupError
-from .errors import CheckAndSetError
 from .errors import SecretNotFoundError
 from .errors import VaultConfigError
 from .errors import VaultError
@@ -46,14 +43,12 @@ from .vault.documents import Location
 from .vault.endpoint import Endpoint
 from .vault.kv import KV
 from .vault.transport import Transport
+from .vault.updates import update
 
 P = t.ParamSpec("P")
 R = t.TypeVar("R")
 
 _log = logging.getLogger("flask_vault")
-
-#: How often a merge is tried anew when somebody else writes at the same time.
-_TRIES: t.Final = 5
 
 
 def _at_the_edge(call: cabc.Callable[P, R]) -> cabc.Callable[P, R]:
@@ -365,51 +360,14 @@ class VaultClient:
                     " reserved for Flask-Vault."
                 )
 
-        for attempt in range(1, _TRIES + 1):
-            present = self._kv.newest(location)
-
-            # What a standby that lags behind still shows must not be merged into a
-            # version that is newer.
-            if (
-                cas is not None
-                and not replace
-                and present.version is not None
-                and present.version != cas
-            ):
-                if present.version < cas and attempt < _TRIES:
-                    time.sleep(random.uniform(0.02, 0.05 * 2**attempt))  # noqa: S311
-                    continue
-
-                raise CheckAndSetError(
-                    f"The document {location.path!r} is not at version {cas} any more,"
-                    f" but at {present.version}: read it again and decide anew.",
-                    path=location.path,
-                )
-
-            merged = dict(data) if replace else {**present.data, **data}
-
+        def merge(present: Document) -> cabc.Mapping[str, t.Any]:
+            kept = RESERVED & present.data.keys() if replace else present.data
             # What belongs to a rotation in progress is not the caller's to drop.
-            for name in RESERVED & present.data.keys():
-                merged[name] = present.data[name]
+            return {**{name: present.data[name] for name in kept}, **data}
 
-            expected = present.version if cas is None else cas
-
-            try:
-                version = self._kv.write(location, merged, expected)
-            except CheckAndSetError:
-                if cas is not None or attempt == _TRIES:
-                    raise
-
-                # A standby that lags behind needs a moment (measured: up to 0.4 s).
-                time.sleep(random.uniform(0.02, 0.05 * 2**attempt))  # noqa: S311
-                continue
-
-            self._hold(
-                location, Document(location.path, merged, version, self._kv.now())
-            )
-            return version
-
-        raise AssertionError  # pragma: no cover
+        written = update(self._kv, location, merge, expected=cas)
+        self._hold(location, written)
+        return written.version
 
     @_at_the_edge
     def rotate_secret(

@@ -50,6 +50,8 @@ class KV:
         self._namespace = transport.endpoint.namespace
         self._mounts: dict[str, Mount] = {}
         self._flights: PerProcess[SingleFlight] = PerProcess(SingleFlight)
+        #: Of the last write to a version 2 engine, as in the server's audit log.
+        self.request_id: str | None = None
 
     def read(self, location: Location, *, retry: bool = True) -> Document:
         """Read a document.
@@ -155,6 +157,7 @@ class KV:
             ),
             repeatable=False,
         )
+        self.request_id = t.cast("dict[str, t.Any]", answer).get("request_id")
         written = t.cast("dict[str, t.Any]", answer).get("data")
         version = written.get("version") if isinstance(written, dict) else None
 
@@ -223,6 +226,48 @@ class KV:
 
             version = (error.metadata or {}).get("version", 0)
             return Document(location.path, {}, int(version))
+
+    def created_times(self, location: Location) -> dict[int, datetime.datetime | None]:
+        """When each version that can still be read was made, by the server's clock.
+
+        Needs the capability ``read`` on ``metadata/``.
+
+        :raises SecretNotFoundError: when nothing was ever written there.
+        :raises VaultPermissionError: when the token may not see it.
+        """
+        mount, path = self._split(location)
+        route = f"{mount.name}/metadata/{path}"
+
+        try:
+            answer = self._transport.call(lambda client: client.read(quote(route)))
+        except VaultPermissionError as error:
+            raise denied(error, location, route, "read") from None
+
+        data = mapping(t.cast("dict[str, t.Any]", answer).get("data"))
+        return {
+            int(number): parse_time(version)
+            for number, version in mapping(data.get("versions")).items()
+            if not version.get("destroyed") and not version.get("deletion_time")
+        }
+
+    def destroy(self, location: Location, versions: cabc.Collection[int]) -> None:
+        """Remove the data of versions for good.
+
+        Needs the capability ``update`` on ``destroy/``.
+
+        :raises VaultPermissionError: when the token may not.
+        """
+        mount, path = self._split(location)
+        route = f"{mount.name}/destroy/{path}"
+
+        try:
+            self._transport.call(
+                lambda client: client.write_data(
+                    quote(route), data={"versions": sorted(versions)}
+                )
+            )
+        except VaultPermissionError as error:
+            raise denied(error, location, route, "update") from None
 
     def make_mount(self, location: Location) -> None:
         """Mount a key-value engine where a location needs one.
