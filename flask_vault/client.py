@@ -8,17 +8,13 @@ import datetime
 import functools
 import logging
 import os
-import pathlib
 import typing as t
 
 from .bootstrap import BootstrapCache
 from .catalog import Catalog
-from .catalog import not_yet
 from .entries import Entry
 from .entries import parse_entries
 from .entries import Reference
-from .entries import Rotation
-from .errors import BackupError
 from .errors import SecretNotFoundError
 from .errors import VaultConfigError
 from .errors import VaultError
@@ -26,11 +22,10 @@ from .errors import VaultLoginError
 from .errors import VaultPermissionError
 from .errors import VaultUnavailableError
 from .errors import without_frames
-from .rotation import generators
 from .rotation.backup import BackupStore
 from .rotation.runner import Rotated
-from .rotation.runner import Runner
-from .rotation.runner import Target
+from .rotations import open_backups
+from .rotations import Rotations
 from .settings import Settings
 from .startup import load_documents
 from .store import Snapshot
@@ -378,43 +373,23 @@ class VaultClient:
         *,
         backup: bool = True,
     ) -> Rotated:
-        """Replace a value that lives in Vault only, after a backup of the old one.
+        """Replace a value, after a backup of the old one.
+
+        A value that is in use elsewhere, too, such as the password of a database, takes
+        two times ``VAULT_PROPAGATION_WINDOW``: :doc:`/rotating`.
 
         :param path: as in :meth:`get_secret`.
-        :param new_value: ``None`` has one made by the generator that the entry for this
-            field names in ``rotate``, or by ``token``.
+        :param new_value: ``None`` has one made as the entry for this field says in
+            ``rotate``, or by the generator ``token``.
         :param backup: ``False`` rotates without a backup. That of a path which no entry
             names, and which is not below ``VAULT_PREFIX``, is not restored by
             :meth:`restore_secret`: the document may be another app's.
         :raises BackupError: when no backup can be made; nothing was changed.
         :raises AlreadyRotatedError: when somebody else rotated it meanwhile.
+        :raises UnfinishedRotationError: when a step failed that may pass; call it again.
         """
         self._require_enabled(path)
-        location = self.catalog.location(_path_only(path))
-        declared = self.catalog.declared(location).get(field, Rotation())
-
-        if declared.kind != "signing":
-            raise not_yet(f"{path}#{field}", declared.kind)
-
-        def make() -> t.Any:
-            if new_value is not None:
-                return new_value
-
-            return generators.make(declared.generator, declared.options)
-
-        return self._rotate(Target(location, path.strip("/"), {field: make}), backup)
-
-    @_at_the_edge
-    def rotate(self, target: Target, *, backup: bool = True) -> Rotated:
-        """Rotate all fields of a target, from :meth:`Catalog.targets`, at once."""
-        self._require_enabled(target.label)
-        return self._rotate(target, backup)
-
-    def _rotate(self, target: Target, backup: bool) -> Rotated:
-        runner = Runner(
-            self._kv, self.backups if backup else None, self.settings.namespace
-        )
-        return self._done(runner.rotate(target))
+        return self.rotations.rotate_field(_path_only(path), field, new_value, backup)
 
     @_at_the_edge
     def restore_secret(self, file: str) -> Rotated:
@@ -425,19 +400,21 @@ class VaultClient:
         :raises RotationError: when it is of a document that this app does not have.
         """
         self._require_enabled(file)
-        backups = self.backups
-        backup = backups.read(file)
-        location, label = self.catalog.owner_of(backup.header.path, file)
-        runner = Runner(self._kv, backups, self.settings.namespace)
-        return self._done(runner.restore(backup, location, label))
+        return self.rotations.restore(file)
 
-    def _done(self, rotated: Rotated) -> Rotated:
+    @property
+    def rotations(self) -> Rotations:
+        """The rotations of what the entries declare, step by step.
+
+        :meta private:
+        """
+        return Rotations(self.kv, self.catalog, self.settings, self._done)
+
+    def _done(self, rotated: Rotated) -> None:
         self._hold(rotated.location, rotated.document)
 
         for listener in self._listeners:
             listener(rotated)
-
-        return rotated
 
     def on_rotated(self, listener: cabc.Callable[[Rotated], None]) -> None:
         """Have a function called after each rotation that this client made."""
@@ -449,15 +426,15 @@ class VaultClient:
 
         :raises BackupError: when the directory is unset.
         """
-        directory: pathlib.Path | None = self.settings.backup_dir
+        return open_backups(self.settings)
 
-        if directory is None:
-            raise BackupError(
-                "VAULT_BACKUP_DIR is unset: set it to a directory that only this user"
-                " can read."
-            )
+    def held(self, location: Location) -> Document | None:
+        """The document in memory, whatever its age.
 
-        return BackupStore(directory, self.settings.backup_keys)
+        :meta private:
+        """
+        held = self._store.snapshot.get(location)
+        return None if held is None else held.document
 
     # --- health and cache ------------------------------------------------------------
 

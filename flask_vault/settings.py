@@ -76,6 +76,8 @@ class Settings:
     bootstrap_max_age: float = 86_400.0
     backup_dir: pathlib.Path | None = None
     backup_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    propagation_window: float = 120.0
+    audit_log: pathlib.Path | None = None
     health: bool = True
     health_url_prefix: str = "/vault"
     health_blueprint: str = "vault"
@@ -124,6 +126,8 @@ class Settings:
             bootstrap_max_age=read.seconds("VAULT_BOOTSTRAP_MAX_AGE", 86_400.0),
             backup_dir=read.directory("VAULT_BACKUP_DIR"),
             backup_keys=read.texts("VAULT_BACKUP_KEYS"),
+            propagation_window=read.seconds("VAULT_PROPAGATION_WINDOW", 120.0),
+            audit_log=read.directory("VAULT_AUDIT_LOG"),
             health=read.flag("VAULT_HEALTH", True),
             health_url_prefix=read.url_prefix("VAULT_HEALTH_URL_PREFIX", "/vault"),
             health_blueprint=read.text("VAULT_HEALTH_BLUEPRINT") or "vault",
@@ -173,6 +177,7 @@ class Settings:
 #: Every ``VAULT_*`` key but ``VAULT_SECRETS``.
 KEYS: t.Final = (
     "VAULT_ADDR",
+    "VAULT_AUDIT_LOG",
     "VAULT_AUTH",
     "VAULT_BACKUP_DIR",
     "VAULT_BACKUP_KEYS",
@@ -195,6 +200,7 @@ KEYS: t.Final = (
     "VAULT_MOUNT",
     "VAULT_NAMESPACE",
     "VAULT_PREFIX",
+    "VAULT_PROPAGATION_WINDOW",
     "VAULT_PROXY",
     "VAULT_READ_TIMEOUT",
     "VAULT_REVOKE_ON_EXIT",

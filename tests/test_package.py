@@ -28,10 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "entries": GROUND | {"templates"},
     "values": GROUND | {"templates", "entries"},
     "store": GROUND | {"vault"},
-    "rotation": GROUND | {"vault"},
+    "rotation": GROUND | {"vault", "templates"},
 }
 MAY_IMPORT["resolve"] = MAY_IMPORT["values"] | MAY_IMPORT["store"] | {"values", "store"}
-MAY_IMPORT["catalog"] = MAY_IMPORT["entries"] | {"entries", "vault", "rotation"}
+MAY_IMPORT["catalog"] = MAY_IMPORT["values"] | {"values", "vault", "rotation"}
+MAY_IMPORT["rotations"] = MAY_IMPORT["catalog"] | {"catalog", "settings"}
 MAY_IMPORT["bootstrap"] = GROUND | {"vault", "rotation"}
 MAY_IMPORT["startup"] = MAY_IMPORT["store"] | {"store", "bootstrap"}
 MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
@@ -41,6 +42,7 @@ MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
     "rotation",
     "settings",
     "catalog",
+    "rotations",
 }
 # Users' own suites import this one, and pay for what it imports.
 MAY_IMPORT["testing"] = {"errors"}

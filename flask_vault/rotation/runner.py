@@ -18,6 +18,7 @@ from ..vault.kv import KV
 from ..vault.updates import update
 from .backup import BackupStore
 from .envelope import Backup
+from .steps import reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +69,13 @@ class Runner:
         self._backups = backups
         self._namespace = namespace
 
-    def rotate(self, target: Target) -> Rotated:
+    def rotate(self, target: Target, seen: Document | None = None) -> Rotated:
         """Replace the values of a target's fields.
 
         Killed at any instant, it leaves the old value or the new one in Vault, and both
         in the backup.
 
+        :param seen: the document as it was read a moment ago, which spares a request.
         :raises BackupError: when no backup could be made; nothing was changed.
         :raises AlreadyRotatedError: when somebody else changed one of the fields
             meanwhile.
@@ -82,7 +84,7 @@ class Runner:
         if self._backups is not None:
             self._backups.check()
 
-        before = self._kv.read(target.location)
+        before = seen or self._kv.read(target.location)
         missing = [name for name in target.makers if name not in before.data]
 
         if missing:
@@ -156,6 +158,7 @@ class Runner:
         before: Document,
         new: cabc.Mapping[str, t.Any],
     ) -> Rotated:
+        reach("started")
         operation = uuid.uuid4().hex
         base, kept = before, None
 
@@ -172,6 +175,7 @@ class Runner:
             # Another field may have been written. Ours go on top of it.
             base, after = present, {**present.data, **new}
             kept = self._back_up(operation, label, present, after, tuple(new))
+            reach("backed up")
             return after
 
         try:
@@ -183,6 +187,7 @@ class Runner:
                 path=location.path,
             ) from None
 
+        reach("done")
         return Rotated(
             operation, location, label, tuple(new), document, base.version, kept
         )

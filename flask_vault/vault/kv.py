@@ -250,6 +250,28 @@ class KV:
             if not version.get("destroyed") and not version.get("deletion_time")
         }
 
+    def capabilities(self, routes: cabc.Sequence[str]) -> dict[str, set[str]]:
+        """What the token may do at these paths of the API."""
+        answer = self._transport.call(
+            lambda client: client.write_data(
+                "sys/capabilities-self", data={"paths": list(routes)}
+            )
+        )
+        data = mapping(t.cast("dict[str, t.Any]", answer).get("data"))
+        return {route: set(data.get(route) or ()) for route in routes}
+
+    def describe_token(self) -> dict[str, object]:
+        """The accessor and the display name of the token in use, when it may know."""
+        try:
+            answer = self._transport.call(
+                lambda client: client.auth.token.lookup_self()
+            )
+        except VaultError:
+            return {}
+
+        data = mapping(t.cast("dict[str, t.Any]", answer).get("data"))
+        return {name: data.get(name) for name in ("accessor", "display_name")}
+
     def destroy(self, location: Location, versions: cabc.Collection[int]) -> None:
         """Remove the data of versions for good.
 
