@@ -16,7 +16,7 @@ from .errors import VaultConfigError
 from .rotation import generators
 from .rotation.journal import Fields
 from .rotation.operations import Task
-from .rotation.rotators import new_rotator
+from .rotation.registry import new_rotator
 from .rotation.rotators import Rotator
 from .rotation.runner import Target
 from .values import resolve

@@ -386,7 +386,8 @@ class VaultClient:
             :meth:`restore_secret`: the document may be another app's.
         :raises BackupError: when no backup can be made; nothing was changed.
         :raises AlreadyRotatedError: when somebody else rotated it meanwhile.
-        :raises UnfinishedRotationError: when a step failed that may pass; call it again.
+        :raises UnfinishedRotationError: when a step failed that may pass. Call it
+            again.
         """
         self._require_enabled(path)
         return self.rotations.rotate_field(_path_only(path), field, new_value, backup)

@@ -6,6 +6,7 @@ initialized, since everybody pays for that command in each project.
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import contextlib
 import typing as t
 
@@ -25,6 +26,8 @@ if t.TYPE_CHECKING:
 
     from .client import VaultClient
     from .state import AppState
+
+R = t.TypeVar("R", bound=type)
 
 #: The current app itself. An attribute read through the proxy costs ten times as much.
 _present_app = t.cast("LocalProxy[Flask]", current_app)._get_current_object
@@ -75,6 +78,23 @@ class FlaskVault:
         :raises RuntimeError: outside of an app context.
         """
         return get_vault_client()
+
+    def rotator(self, name: str) -> cabc.Callable[[R], R]:
+        """A decorator that gives a rotator class a name for ``kind`` in ``rotate``.
+
+        .. code-block:: python
+
+            @vault.rotator("stripe")
+            class StripeRotator(Rotator): ...
+
+        The name holds for all apps of the process. The module has to be imported by the
+        app's factory, or the name is not known: :doc:`/rotators`.
+
+        :raises VaultConfigError: when a rotator of Flask-Vault's own has that name.
+        """
+        from .rotation.registry import register
+
+        return register(name)
 
     def __repr__(self) -> str:
         if has_app_context():

@@ -70,7 +70,8 @@ class Rotations:
     @property
     def rules(self) -> Rules:
         """How journalled rotations go about it, by the settings."""
-        return Rules(window=self._settings.propagation_window)
+        window = self._settings.propagation_window
+        return Rules(window=window, adopt_after=min(Rules.adopt_after, window))
 
     def operations(
         self,
@@ -133,7 +134,7 @@ class Rotations:
         rotated = result.rotated()
 
         if rotated is not None:
-            self._done(rotated)
+            self.tell(rotated)
 
         if result.error is not None:
             raise result.error
@@ -142,6 +143,10 @@ class Rotations:
             raise RotationError(f"{task.name} was not rotated.")
 
         return rotated
+
+    def tell(self, rotated: Rotated) -> None:
+        """Have the listeners called."""
+        self._done(rotated)
 
     def rotate(
         self,

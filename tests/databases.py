@@ -51,7 +51,7 @@ class Postgres:
             autocommit=True,
         ) as connection:
             for statement in statements:
-                cursor = connection.execute(statement)  # type: ignore[call-overload]
+                cursor = connection.execute(statement)
 
             return cursor.fetchall() if cursor.description else []
 

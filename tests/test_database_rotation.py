@@ -332,7 +332,7 @@ def test_a_value_that_the_database_rejects_three_times_is_given_up(
     refusing = dataclasses.replace(
         dialects.POSTGRESQL, change="DO $$ BEGIN RAISE 'too weak'; END $$"
     )
-    monkeypatch.setitem(dialects.DIALECTS, "postgresql", refusing)  # type: ignore[arg-type]
+    monkeypatch.setitem(dialects.DIALECTS, "postgresql", refusing)
     before = shop.document()
     result = shop.run()
     assert type(result.error) is RotationError

@@ -66,6 +66,7 @@ MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "lo
 MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
+MAY_IMPORT["audit_command"] = MAY_IMPORT["rotate_command"]
 MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.

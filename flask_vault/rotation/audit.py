@@ -136,8 +136,8 @@ class AuditLog:
             problem = "it is no plain file, or others may write to it"
 
         raise VaultConfigError(
-            f"VAULT_AUDIT_LOG, {str(file)!r}, cannot be used: {problem}. Name a file that"
-            " only this user may write to."
+            f"VAULT_AUDIT_LOG, {str(file)!r}, cannot be used: {problem}. Name a file"
+            " that only this user may write to."
         )
 
 

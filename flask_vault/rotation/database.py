@@ -43,6 +43,8 @@ _CONNECT_TIMEOUT: t.Final[cabc.Mapping[str, str]] = {
     "pg8000": "timeout",
 }
 
+_PORTS: t.Final = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
 #: PostgreSQL's and MySQL's codes for a right that is missing: no other password helps.
 _NO_RIGHT: t.Final = {"42501", 1044, 1045, 1142, 1227, 1410}
 
@@ -123,8 +125,8 @@ class DatabaseRotator(Rotator):
             # Else the admin of one database would change the password of another.
             if (admin.host, admin.port) != (live.host, live.port):
                 raise RotationError(
-                    f"{job.label}: 'admin' ({self.admin!r}) leads to another server than"
-                    " the entry itself. Nothing was changed."
+                    f"{job.label}: 'admin' ({self.admin!r}) leads to another server"
+                    " than the entry itself. Nothing was changed."
                 )
 
             self._require_login(job, admin, f"'admin' ({self.admin!r})")
@@ -336,14 +338,17 @@ class DatabaseRotator(Rotator):
         )
 
     def _require_reachable(self, job: Job, url: URL) -> None:
-        if url.host is None or url.port is None:
+        port = url.port or _PORTS.get(url.get_backend_name())
+
+        # A socket in the file system, say.
+        if url.host is None or port is None:
             return
 
         try:
-            socket.create_connection((url.host, url.port), LIMIT).close()
+            socket.create_connection((url.host, port), LIMIT).close()
         except OSError as error:
             raise NotYet(
-                f"the database at {url.host}:{url.port} does not answer"
+                f"the database at {url.host}:{port} does not answer"
                 f" ({type(error).__name__})"
             ) from None
 
