@@ -254,16 +254,19 @@ def _provider(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _table(request: pytest.FixtureRequest) -> cabc.Iterator[None]:
     yield
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
+    plugins = request.config.pluginmanager
+    terminal = plugins.getplugin("terminalreporter")
+    capture = plugins.getplugin("capturemanager")
 
-    if terminal is None or not OUTCOMES:
+    if terminal is None or capture is None:
         return
 
-    terminal.write_line("")
+    with capture.global_and_fixture_disabled():
+        terminal.write_line("\n")
 
-    for (kind, fault), steps in sorted(OUTCOMES.items()):
-        cells = "  ".join(f"{step}: {end}" for step, end in steps.items())
-        terminal.write_line(f"{kind} | {fault} | {cells}")
+        for (kind, fault), steps in sorted(OUTCOMES.items()):
+            cells = ", ".join(f"{step}: {end}" for step, end in steps.items())
+            terminal.write_line(f"{kind} | {fault} | {cells}")
 
 
 @pytest.mark.parametrize("kind", PASSED)

@@ -29,6 +29,7 @@ from .rotators import Rotator
 
 if t.TYPE_CHECKING:
     from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Engine
     from sqlalchemy.engine import URL
     from sqlalchemy.exc import DBAPIError
 
@@ -150,8 +151,6 @@ class DatabaseRotator(Rotator):
         if self._logs_in(target):
             return
 
-        self._refuse_trust(job, target)
-
         with self._locked(job, target) as (connection, dialect):
             # Whoever had the lock before may have done it.
             if self._logs_in(target):
@@ -181,6 +180,13 @@ class DatabaseRotator(Rotator):
                     nobody_knows = secrets.token_urlsafe(32)
                     self._change(connection, dialect, previous, nobody_knows)
 
+            return
+
+        # Where there is no second password, the old one has ended already.
+        if (
+            live.get_backend_name() == "postgresql"
+            and "discard" not in self._statements
+        ):
             return
 
         with self._locked(job, live) as (connection, dialect):
@@ -324,8 +330,22 @@ class DatabaseRotator(Rotator):
         return str(data.get(self.username_field) or url.username)
 
     def _logs_in(self, url: URL) -> bool:
-        with _connected(url) as connection:
-            return connection is not None
+        from sqlalchemy.exc import DBAPIError
+
+        engine = _engine(url)
+        arguments, options = engine.dialect.create_connect_args(url)
+        driver_error = engine.dialect.loaded_dbapi.Error
+
+        try:
+            # Not through the engine, which asks the server what it is like.
+            login = engine.dialect.connect(*arguments, **options, **_limit(url))
+        except (driver_error, DBAPIError):
+            return False
+
+        with contextlib.suppress(driver_error):
+            login.close()
+
+        return True
 
     def _require_login(self, job: Job, url: URL, what: str) -> None:
         if self._logs_in(url):
@@ -364,30 +384,9 @@ class DatabaseRotator(Rotator):
 @contextlib.contextmanager
 def _connected(url: URL) -> cabc.Iterator[Connection | None]:
     """A connection of its own, or ``None`` when there is none to be had."""
-    from sqlalchemy import create_engine
     from sqlalchemy.exc import DBAPIError
-    from sqlalchemy.exc import SQLAlchemyError
-    from sqlalchemy.pool import NullPool
 
-    problem = None
-
-    try:
-        name = _CONNECT_TIMEOUT.get(url.get_driver_name())
-        engine = create_engine(
-            url,
-            poolclass=NullPool,
-            hide_parameters=True,
-            connect_args={} if name is None else {name: LIMIT},
-        )
-    except (ImportError, SQLAlchemyError) as error:
-        problem = describe(error)
-
-    if problem is not None:
-        raise VaultConfigError(
-            f"The driver for {url.drivername!r} cannot be used: {problem}. Install it"
-            " where the rotation runs, or give another URL with 'url' in 'rotate'."
-        )
-
+    engine = _engine(url)
     connection: Connection | None = None
 
     with contextlib.suppress(DBAPIError):
@@ -402,6 +401,31 @@ def _connected(url: URL) -> cabc.Iterator[Connection | None]:
                 connection.close()
 
         engine.dispose()
+
+
+def _engine(url: URL) -> Engine:
+    """An engine that keeps no connections and shows no parameters."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    try:
+        return create_engine(
+            url, poolclass=NullPool, hide_parameters=True, connect_args=_limit(url)
+        )
+    except (ImportError, SQLAlchemyError) as error:
+        problem = describe(error)
+
+    raise VaultConfigError(
+        f"The driver for {url.drivername!r} cannot be used: {problem}. Install it where"
+        " the rotation runs, or give another URL with 'url' in 'rotate'."
+    )
+
+
+def _limit(url: URL) -> dict[str, int]:
+    """How the driver is told not to try for ever."""
+    name = _CONNECT_TIMEOUT.get(url.get_driver_name())
+    return {} if name is None else {name: LIMIT}
 
 
 def _parse(text: str, what: str) -> URL:
