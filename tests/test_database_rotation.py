@@ -43,7 +43,6 @@ class Shop:
             self.mount.config(
                 VAULT_BACKUP_DIR=str(self.folder / "backups"),
                 VAULT_BACKUP_KEYS=[BACKUP_KEY],
-                VAULT_PROPAGATION_WINDOW=0,
                 VAULT_SECRETS={
                     "DATABASE_URL": {
                         "ref": "database",
@@ -55,7 +54,7 @@ class Shop:
                         },
                     }
                 },
-                **self.more,
+                **{"VAULT_PROPAGATION_WINDOW": 0, **self.more},
             ),
             {},
         )
@@ -71,7 +70,9 @@ class Shop:
         """One run with other rules than usual."""
         rotations = self.client().rotations
         operations = rotations.operations(
-            dataclasses.replace(rotations.rules, outlast=1, verify_for=1, **rules)
+            dataclasses.replace(
+                rotations.rules, **{"outlast": 1, "verify_for": 1, **rules}
+            )
         )
         (task,) = self.client().catalog.plan().tasks
         (result,) = operations.run([task])

@@ -223,6 +223,11 @@ class DatabaseRotator(Rotator):
         with _connected(url) as connection:
             if connection is None:
                 self._require_reachable(job, url)
+
+                # Another process may have changed it since we looked.
+                if self._logs_in(target):
+                    raise NotYet("another process has changed the password")
+
                 raise RotationError(
                     f"{job.label}: the database takes neither the new password nor"
                     f" {who}, so somebody else has changed it. Nothing was changed. Set"
