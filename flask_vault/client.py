@@ -430,12 +430,16 @@ class VaultClient:
         return open_backups(self.settings)
 
     def held(self, location: Location) -> Document | None:
-        """The document in memory, whatever its age.
+        """The document in memory, whatever its age, if it is Vault's own.
 
         :meta private:
         """
         held = self._store.snapshot.get(location)
-        return None if held is None else held.document
+
+        if held is None or held.document.origin != "vault":
+            return None
+
+        return held.document
 
     # --- health and cache ------------------------------------------------------------
 

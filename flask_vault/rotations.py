@@ -245,6 +245,10 @@ class Rotations:
 
         :param unknown: the answer when the versions that are left do not tell.
         """
+        # The server's clock as we know it is up to a second late.
+        if seconds <= 0:
+            return True
+
         try:
             document = self._kv.read(location.newest())
         except SecretNotFoundError:

@@ -203,6 +203,9 @@ class DatabaseRotator(Rotator):
         live = self._url_of(job, job.document)
         target = self._url_of(job, {**job.document, **(job.pending or {})})
 
+        if self._logs_in(target):
+            return False
+
         with self._locked(job, target):
             # Twice: a single failure may have other reasons.
             return (
