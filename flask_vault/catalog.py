@@ -24,6 +24,18 @@ from .vault.documents import Location
 
 
 @dataclasses.dataclass(frozen=True)
+class StaticRole:
+    """A user of a database whose password Vault's own engine makes and changes.
+
+    :param location: of its credentials.
+    """
+
+    location: Location
+    label: str
+    keys: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What is to be rotated."""
 
@@ -31,6 +43,10 @@ class Plan:
     targets: tuple[Target, ...] = ()
     #: Fields whose values are in use elsewhere, too.
     tasks: tuple[Task, ...] = ()
+    roles: tuple[StaticRole, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.targets or self.tasks or self.roles)
 
     def __or__(self, other: Plan) -> Plan:
         """Both, each field once."""
@@ -44,7 +60,10 @@ class Plan:
             targets[target.location] = target
 
         tasks = {(task.location, task.field): task for task in self.tasks + other.tasks}
-        return Plan(tuple(targets.values()), tuple(tasks.values()))
+        roles = {role.location: role for role in self.roles + other.roles}
+        return Plan(
+            tuple(targets.values()), tuple(tasks.values()), tuple(roles.values())
+        )
 
 
 class Catalog:
@@ -103,6 +122,7 @@ class Catalog:
         """
         targets: list[Target] = []
         tasks: list[Task] = []
+        roles: list[StaticRole] = []
 
         for location, fields in self.rotatable().items():
             makers: dict[str, cabc.Callable[[], t.Any]] = {}
@@ -121,20 +141,25 @@ class Catalog:
                     makers[field] = functools.partial(
                         generators.make, rotation.generator, rotation.options
                     )
+                elif rotation.kind == "database-static":
+                    keys = tuple(entry.key for entry in entries)
+                    roles.append(StaticRole(location, label, keys))
                 else:
                     tasks.append(self._task(location, label, field, entries))
 
             if makers:
                 targets.append(Target(location, label, makers))
 
-        if select is not None and not targets and not tasks:
+        plan = Plan(tuple(targets), tuple(tasks), tuple(roles))
+
+        if select is not None and not plan:
             raise VaultConfigError(
                 f"{select!r} names nothing that can be rotated: give a config key, a"
                 " name or a path of an entry of VAULT_SECRETS that has 'rotate'."
                 f" There are: {', '.join(self._rotatable_keys()) or 'none'}."
             )
 
-        return Plan(tuple(targets), tuple(tasks))
+        return plan
 
     def max_age(self, location: Location, field: str) -> float | None:
         """The seconds after which a field is due; ``None`` is never."""

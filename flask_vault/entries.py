@@ -203,6 +203,10 @@ class Entry:
         if self.rotation is None:
             return None
 
+        # It is the only one that the engine changes.
+        if self.rotation.kind == "database-static":
+            return "password"
+
         return self.rotation.field or self.reference.field
 
 
@@ -360,6 +364,14 @@ def _check_entry(entry: Entry) -> None:
         raise VaultConfigError(
             "'rotate' does not know which field to change: add 'field', as in"
             " {'kind': 'database', 'field': 'password'}."
+        )
+
+    if entry.rotation.kind == "database-static" and (
+        "/static-creds/" not in entry.reference.path or not entry.reference.absolute
+    ):
+        raise VaultConfigError(
+            "'rotate' of the kind 'database-static' is for a role of Vault's database"
+            " engine: write 'ref': '/database/static-creds/ROLE'."
         )
 
     if version is not None:

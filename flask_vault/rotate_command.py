@@ -14,6 +14,7 @@ import typing as t
 import click
 
 from .catalog import Plan
+from .catalog import StaticRole
 from .console import polling_notice
 from .console import say_error
 from .console import table
@@ -69,7 +70,7 @@ class End:
 def rotate(state: AppState, wish: Wish) -> None:
     plan = _plan(state, wish)
 
-    if not plan.targets and not plan.tasks:
+    if not plan:
         if wish.as_json:
             click.echo("[]")
         else:
@@ -82,7 +83,11 @@ def rotate(state: AppState, wish: Wish) -> None:
         click.confirm(f"Give up the open rotations of {names}?", abort=True)
 
     reporter = Reporter(quiet=wish.as_json)
-    ends = [*_signing(state, plan.targets, wish), *_others(state, plan, wish, reporter)]
+    ends = [
+        *_signing(state, plan.targets, wish),
+        *_roles(state, plan.roles, wish),
+        *_others(state, plan, wish, reporter),
+    ]
     reporter.close()
 
     if wish.as_json:
@@ -176,6 +181,24 @@ def _signing(
                     f"{done.label}: the older versions are destroyed. Nobody accepts"
                     " their values any more, those of its other fields neither."
                 )
+
+        yield end
+
+
+def _roles(
+    state: AppState, roles: cabc.Iterable[StaticRole], wish: Wish
+) -> cabc.Iterator[End]:
+    for role in roles:
+        try:
+            done = state.client.rotations.rotate_role(role)
+        except VaultError as error:
+            yield End(role.label, ("password",), None, "unchanged", error)
+            continue
+
+        end = End(role.label, done.fields, done.operation, "done")
+
+        if not wish.as_json:
+            click.echo(_line(end))
 
         yield end
 
@@ -388,7 +411,7 @@ def dry_run(state: AppState, wish: Wish) -> None:
     """Show what would be done, why, in which steps, and what the token may not do."""
     plan = _plan(state, wish)
 
-    if not plan.targets and not plan.tasks:
+    if not plan:
         click.echo("[]" if wish.as_json else _nothing(wish))
         return
 
@@ -430,25 +453,29 @@ def _planned(
     window = state.settings.propagation_window
     backup = ("back up",) if wish.backup else ()
 
-    def missing(location: Location) -> list[str]:
+    def needed(location: Location) -> dict[str, set[str]]:
+        mount = kv.mount_of(location)
+        path = location.path[len(mount.name) + 1 :]
+        data = "data/" if mount.version == 2 else ""
+        wanted = {f"{mount.name}/{data}{path}": {"read", "update"}}
+
+        if wish.compromised:
+            wanted[f"{mount.name}/metadata/{path}"] = {"read"}
+            wanted[f"{mount.name}/destroy/{path}"] = {"update"}
+
+        return wanted
+
+    def missing(wanted: Location | dict[str, set[str]]) -> list[str]:
         try:
-            mount = kv.mount_of(location)
-            path = location.path[len(mount.name) + 1 :]
-            data = "data/" if mount.version == 2 else ""
-            wanted = {f"{mount.name}/{data}{path}": {"read", "update"}}
-
-            if wish.compromised:
-                wanted[f"{mount.name}/metadata/{path}"] = {"read"}
-                wanted[f"{mount.name}/destroy/{path}"] = {"update"}
-
-            has = kv.capabilities(list(wanted))
+            routes = needed(wanted) if isinstance(wanted, Location) else wanted
+            has = kv.capabilities(list(routes))
         except VaultError as error:
             return [f"an answer of Vault's: {error}"]
 
         return [
-            f"'{', '.join(sorted(needed - has[route]))}' on {route!r}"
-            for route, needed in wanted.items()
-            if "root" not in has[route] and needed - has[route]
+            f"'{', '.join(sorted(names - has[route]))}' on {route!r}"
+            for route, names in routes.items()
+            if "root" not in has[route] and names - has[route]
         ]
 
     for target in plan.targets:
@@ -459,6 +486,17 @@ def _planned(
             "why": "compromised" if wish.compromised else why,
             "steps": [*backup, "write", *(["destroy"] if wish.compromised else [])],
             "missing": missing(target.location),
+        }
+
+    for role in plan.roles:
+        route = role.location.path.replace("/static-creds/", "/rotate-role/", 1)
+        yield {
+            "path": role.label,
+            "fields": ["password"],
+            "kind": "database-static",
+            "why": why,
+            "steps": ["ask the engine"],
+            "missing": missing({role.location.path: {"read"}, route: {"update"}}),
         }
 
     for task in plan.tasks:

@@ -6,14 +6,17 @@ import collections.abc as cabc
 import dataclasses
 import datetime
 import typing as t
+import uuid
 
 from .catalog import Catalog
 from .catalog import Plan
+from .catalog import StaticRole
 from .entries import Reference
 from .errors import AlreadyRotatedError
 from .errors import BackupError
 from .errors import RotationError
 from .errors import SecretNotFoundError
+from .errors import UnfinishedRotationError
 from .errors import VaultPermissionError
 from .rotation import generators
 from .rotation.audit import AuditLog
@@ -104,6 +107,16 @@ class Rotations:
         location = self._catalog.location(reference)
         label = str(reference)
 
+        for role in self._catalog.plan().roles:
+            if (role.location, "password") == (location, field):
+                if value is not None:
+                    raise RotationError(
+                        f"{role.label}: Vault's database engine makes the password"
+                        " itself, and takes none."
+                    )
+
+                return self.rotate_role(role)
+
         if (task := self._task_of(location, field)) is not None:
             values = {} if value is None else {task: {field: value}}
             operations = self.operations(self.rules, backup=backup)
@@ -173,11 +186,41 @@ class Rotations:
             self._note(target.label, target.location, target.makers, error)
             raise
 
-        self._finish_signing(rotated)
+        self._finished(rotated)
 
         if compromised:
             self._destroy_older(rotated)
 
+        return rotated
+
+    def rotate_role(self, role: StaticRole) -> Rotated:
+        """Have Vault's database engine change a password, and read the new one.
+
+        The engine changes the database and keeps its own journal. There is no backup:
+        nobody but the engine can put a password to use.
+        """
+        self.audit.check()
+        operation = uuid.uuid4().hex
+        before = self._kv.read(role.location)
+
+        try:
+            self._kv.rotate_role(role.location)
+            document = self._kv.read(role.location)
+        except Exception as error:
+            self._note(role.label, role.location, ["password"], error)
+            raise
+
+        if document.data == before.data:
+            raise UnfinishedRotationError(
+                f"{role.label}: Vault's database engine took the order, and the"
+                " password is the old one still. Running it again is safe.",
+                path=role.location.path,
+            )
+
+        rotated = Rotated(
+            operation, role.location, role.label, ("password",), document, None, None
+        )
+        self._finished(rotated)
         return rotated
 
     def restore(self, file: str) -> Rotated:
@@ -192,41 +235,28 @@ class Rotations:
 
         runner = Runner(self._kv, backups, self._settings.namespace)
         rotated = runner.restore(backup, location, label)
-        self._finish_signing(rotated)
+        self._finished(rotated)
         return rotated
 
     # --- what is due -----------------------------------------------------------------
 
     def due(self, plan: Plan) -> Plan:
-        """What of a plan is older than its entries' ``max_age``."""
-        return self._filtered(
-            plan,
-            lambda location, field, age: self.is_older(
-                location, field, age, unknown=True
-            ),
-        )
+        """What of a plan is older than its entries' ``max_age``, or open."""
+
+        def is_due(location: Location, field: str) -> bool:
+            age = self._catalog.max_age(location, field)
+            return age is not None and self.is_older(location, field, age, unknown=True)
+
+        return self._filtered(plan, is_due)
 
     def of_age(self, plan: Plan, seconds: float) -> Plan:
-        """What of a plan was not changed for so many seconds."""
-        targets = []
-
-        for target in plan.targets:
-            makers = {
-                field: make
-                for field, make in target.makers.items()
-                if self.is_older(target.location, field, seconds, unknown=False)
-            }
-
-            if makers:
-                targets.append(dataclasses.replace(target, makers=makers))
-
-        tasks = [
-            task
-            for task in plan.tasks
-            if self.is_older(task.location, task.field, seconds, unknown=False)
-            or self.is_open(task)
-        ]
-        return Plan(tuple(targets), tuple(tasks))
+        """What of a plan was not changed for so many seconds, or is open."""
+        return self._filtered(
+            plan,
+            lambda location, field: self.is_older(
+                location, field, seconds, unknown=False
+            ),
+        )
 
     def is_open(self, task: Task) -> bool:
         """Whether a rotation of this field was begun and is not at its end."""
@@ -262,6 +292,10 @@ class Rotations:
         if document.created <= limit:
             return True
 
+        # A static role, which has one password only.
+        if document.version is None:
+            return False
+
         try:
             times = self._kv.created_times(location.newest())
         except VaultPermissionError:
@@ -277,12 +311,8 @@ class Rotations:
         return bool(at_that_time.data.get(field) == document.data[field])
 
     def _filtered(
-        self, plan: Plan, is_due: cabc.Callable[[Location, str, float], bool]
+        self, plan: Plan, wanted: cabc.Callable[[Location, str], bool]
     ) -> Plan:
-        def wanted(location: Location, field: str) -> bool:
-            age = self._catalog.max_age(location, field)
-            return age is not None and is_due(location, field, age)
-
         targets = []
 
         for target in plan.targets:
@@ -295,12 +325,15 @@ class Rotations:
             if makers:
                 targets.append(dataclasses.replace(target, makers=makers))
 
-        tasks = [
-            task
-            for task in plan.tasks
-            if wanted(task.location, task.field) or self.is_open(task)
-        ]
-        return Plan(tuple(targets), tuple(tasks))
+        return Plan(
+            tuple(targets),
+            tuple(
+                task
+                for task in plan.tasks
+                if wanted(task.location, task.field) or self.is_open(task)
+            ),
+            tuple(r for r in plan.roles if wanted(r.location, "password")),
+        )
 
     # --- parts -----------------------------------------------------------------------
 
@@ -346,7 +379,7 @@ class Rotations:
 
         return self.finish(self.operations(self.rules), task, {task: old})
 
-    def _finish_signing(self, rotated: Rotated) -> None:
+    def _finished(self, rotated: Rotated) -> None:
         self.audit.record(
             operation=rotated.operation,
             keys=self._keys_of(rotated.location, rotated.fields),

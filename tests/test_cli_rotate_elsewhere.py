@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import datetime
 import json
 import pathlib
 import re
@@ -18,6 +19,7 @@ from flask.cli import ScriptInfo
 
 from flask_vault import FlaskVault
 from flask_vault import secret_rotated
+from flask_vault import VaultClient
 from flask_vault.cli import vault_group
 from flask_vault.errors import VaultError
 from flask_vault.rotation.journal import record_of
@@ -321,23 +323,28 @@ def test_due_is_what_is_older_than_its_max_age(shop: Shop) -> None:
     assert "older than the 'max_age'" in shop.rotate("--due").stdout
 
 
-def test_due_is_counted_for_each_field(shop: Shop) -> None:
+def test_due_is_counted_for_each_field(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A document that was written lately may hold a value that was not."""
-    from flask_vault import VaultClient
-
     shop.mount.write("flask", {"secret_key": "first-secret-key", "salt": "y"})
     client = VaultClient.from_mapping(shop.create_app().config, {})
     (target,) = client.catalog.plan("SECRET_KEY").targets
-    is_older = client.rotations.is_older
-    times = client.kv.created_times(target.location)
-    between = (client.now() - t.cast(t.Any, times[2])).total_seconds() + 0.001
-    since_first = (client.now() - t.cast(t.Any, times[1])).total_seconds()
+    first, second = client.kv.created_times(target.location).values()
+    assert first is not None and second is not None
+    now = second + datetime.timedelta(hours=1)
+    monkeypatch.setattr(client.kv, "now", lambda: now)
+    since_between = (now - first).total_seconds() - (second - first).total_seconds() / 2
 
-    if between < since_first:
-        assert is_older(target.location, "secret_key", between, unknown=False)
-        assert not is_older(target.location, "salt", between, unknown=False)
+    def is_older(field: str, seconds: float, unknown: bool = False) -> bool:
+        return client.rotations.is_older(
+            target.location, field, seconds, unknown=unknown
+        )
 
-    assert not is_older(target.location, "salt", 3600, unknown=True)
+    assert is_older("secret_key", since_between)
+    assert not is_older("salt", since_between)
+    assert is_older("salt", 3599)
+    assert not is_older("secret_key", 7200, unknown=True), "there was no older version"
 
 
 def test_what_is_open_is_due(shop: Shop) -> None:

@@ -253,6 +253,9 @@ class _Run:
         self._previous_version: int | None = None
         #: By Vault's clock, what this process wrote itself.
         self._since: dict[State, datetime.datetime] = {}
+        #: Of the value that this process makes elsewhere.
+        self._made_by: str | None = None
+        #: Of the last claim.
         self._nonce: str | None = None
         self._over = False
 
@@ -420,7 +423,7 @@ class _Run:
 
             return with_record(present.data, task.field, record)
 
-        self._nonce = nonce
+        self._made_by = nonce
         self._write(put, seen=document)
         _, now = self._look()
 
@@ -460,7 +463,7 @@ class _Run:
         job = self._job(document, record)
         value: object = None
 
-        if record.attempt != self._nonce or self._nonce is None:
+        if record.attempt != self._made_by or self._made_by is None:
             # Who makes it now may be alive: a second value would be an orphan.
             left = self._left(document, "INTENT", self.rules.adopt_after)
 
@@ -596,7 +599,7 @@ class _Run:
         """The target does not want this value. Another one, if that does no harm."""
         self._record(record.state, "rejected", document)
 
-        if not self._call(self.rotator.abort, job):
+        if not self._gives_up(job):
             raise RotationError(
                 f"{self.task.name}: the new value was rejected ({reason}), and it is"
                 " not proven that the old one is in use. Nothing more was done: look at"
@@ -651,7 +654,7 @@ class _Run:
                 f" that, 'flask vault rotate --restore {record.backup or 'FILE'}'."
             )
 
-        if not harmless and not self._call(self.rotator.abort, job):
+        if not harmless and not self._gives_up(job):
             if record.state != "INTENT":
                 raise RotationError(
                     f"{self.task.name}: it is not proven that the old value is the one"
@@ -668,6 +671,11 @@ class _Run:
                 )
 
         self._forget(record)
+
+    def _gives_up(self, job: Job) -> bool:
+        # Only a claim of its own says that nobody came between the proof and the end.
+        self._nonce = None
+        return self._call(self.rotator.abort, job)
 
     def _forget(self, record: Record) -> None:
         def put(present: Document) -> Fields | None:
