@@ -33,16 +33,25 @@ if t.TYPE_CHECKING:
     from .extension import FlaskVault
     from .extension import get_secret
     from .extension import get_vault_client
+    from .keyring import Key
+    from .keyring import KeyRing
     from .rotation.runner import Rotated
+    from .signals import keyring_advanced
+    from .signals import refresh_failed
+    from .signals import refresh_recovered
     from .signals import secret_rotated
     from .signals import secrets_loaded
+    from .state import Refreshed
 
 __all__ = [
     "AlreadyRotatedError",
     "BackupError",
     "CheckAndSetError",
     "FlaskVault",
+    "Key",
+    "KeyRing",
     "Reference",
+    "Refreshed",
     "Rotated",
     "Rotation",
     "RotationError",
@@ -66,6 +75,9 @@ __all__ = [
     "VaultUnavailableError",
     "get_secret",
     "get_vault_client",
+    "keyring_advanced",
+    "refresh_failed",
+    "refresh_recovered",
     "secret_rotated",
     "secrets_loaded",
 ]
@@ -77,7 +89,10 @@ _HOMES: t.Final = {
     "BackupError": "errors",
     "CheckAndSetError": "errors",
     "FlaskVault": "extension",
+    "Key": "keyring",
+    "KeyRing": "keyring",
     "Reference": "entries",
+    "Refreshed": "state",
     "Rotated": "rotation.runner",
     "Rotation": "entries",
     "RotationError": "errors",
@@ -101,6 +116,9 @@ _HOMES: t.Final = {
     "VaultUnavailableError": "errors",
     "get_secret": "extension",
     "get_vault_client": "extension",
+    "keyring_advanced": "signals",
+    "refresh_failed": "signals",
+    "refresh_recovered": "signals",
     "secret_rotated": "signals",
     "secrets_loaded": "signals",
 }

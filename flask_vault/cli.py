@@ -20,7 +20,9 @@ from .console import fail
 from .console import opened_app
 from .console import polling_notice
 from .console import say_error
+from .console import say_short_history
 from .console import table
+from .errors import VaultError
 from .invocation import exit_code_of
 from .invocation import Mode
 from .invocation import worst
@@ -47,6 +49,7 @@ def status(context: click.Context, as_json: bool) -> None:
     """
     with opened_app(context, "tolerate", quiet=True) as (state, error):
         from .health import age_of
+        from .health import ring_of
         from .resolve import Outcome
 
         enabled = state.settings.enabled
@@ -58,6 +61,7 @@ def status(context: click.Context, as_json: bool) -> None:
                 "version": outcome.version,
                 "age_seconds": age_of(outcome, state.client) if enabled else None,
                 "error": str(outcome.error) if outcome.error else None,
+                **ring_of(state, entry.key),
             }
             for entry in state.entries
             if (outcome := state.outcomes.get(entry.key, Outcome(entry, "unset")))
@@ -68,30 +72,61 @@ def status(context: click.Context, as_json: bool) -> None:
         elif not rows:
             click.echo("VAULT_SECRETS is empty: nothing comes from Vault.")
         else:
-            click.echo(
-                table(
-                    ("key", "reference", "source", "version", "age"),
-                    (
-                        (
-                            str(row["key"]),
-                            str(row["reference"]),
-                            str(row["source"]),
-                            str(row["version"] or "-"),
-                            age(t.cast("int | None", row["age_seconds"])),
-                        )
-                        for row in rows
-                    ),
+            # As narrow as it can be.
+            rings = any("keys" in row for row in rows)
+            head = ("key", "reference", "source", "version", "age", "keys")
+            cells = [
+                (
+                    str(row["key"]),
+                    str(row["reference"]),
+                    str(row["source"]),
+                    str(row["version"] or "-"),
+                    age(t.cast("int | None", row["age_seconds"])),
+                    _keys(row),
                 )
-            )
+                for row in rows
+            ]
+            width = len(head) if rings else len(head) - 1
+            click.echo(table(head[:width], (row[:width] for row in cells)))
 
             for sentence, keys in _by_sentence(rows).items():
                 click.secho(f"{', '.join(keys)}: {sentence}", err=True, fg="yellow")
+
+            if not enabled:
+                click.secho(
+                    "VAULT_ENABLED is False: nothing comes from Vault.",
+                    err=True,
+                    fg="yellow",
+                )
+
+        if enabled and error is None:
+            _tell_if_old(state)
 
         if error is not None:
             if not any(row["error"] for row in rows):
                 say_error(str(error))
 
             raise click.exceptions.Exit(exit_code_of(error))
+
+
+def _tell_if_old(state: AppState) -> None:
+    """A standby that is cut off from its leader answers, too, with what it has."""
+    try:
+        state.prove_fresh()
+    except VaultError as error:
+        click.secho(
+            f"What is shown may be old, since the active node does not answer: {error}",
+            err=True,
+            fg="yellow",
+        )
+
+
+def _keys(row: dict[str, t.Any]) -> str:
+    """A key ring for people: ``3 pending in 80 s, 2 signing, 1 retired``."""
+    keys = row.get("keys") or ()
+    told = ", ".join(f"{key['version'] or ''} {key['state']}".strip() for key in keys)
+    change = row.get("next_change_seconds")
+    return told if change is None else f"{told}; changes in {age(change)}"
 
 
 def _by_sentence(rows: list[dict[str, t.Any]]) -> dict[str, list[str]]:
@@ -102,6 +137,38 @@ def _by_sentence(rows: list[dict[str, t.Any]]) -> dict[str, list[str]]:
             sentences.setdefault(row["error"], []).append(row["key"])
 
     return sentences
+
+
+@vault_group.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.pass_context
+def refresh(context: click.Context, as_json: bool) -> None:
+    """Ask for every path as a worker does, and show what it would take over.
+
+    The workers are not reached by it: each asks by itself.
+    """
+    with opened_app(context, "tolerate", quiet=True) as (state, error):
+        from .console import refresh_notice
+
+        if error is not None:
+            raise error
+
+        report = state.refresh()
+        errors = {path: str(error) for path, error in report.errors.items()}
+
+        if as_json:
+            click.echo(json.dumps({"changed": report.changed, "errors": errors}))
+        else:
+            paths = len(state.live.places)
+            good = paths - len(errors)
+            click.echo(f"{good} of {paths} paths can be read and are good.")
+            click.echo(refresh_notice(state))
+
+        for path, sentence in errors.items():
+            say_error(f"{path}: {sentence}")
+
+        codes = [exit_code_of(error) for error in report.errors.values()]
+        raise click.exceptions.Exit(worst([0, *codes]))
 
 
 @vault_group.command()
@@ -250,6 +317,9 @@ def init(context: click.Context) -> None:
 
         if any(p.action == "created" for p in done):
             click.echo(polling_notice(state))
+
+        for place, error in state.keep_histories(state.live.places).items():
+            say_short_history(place.path, error)
 
         codes = [0]
 

@@ -22,12 +22,17 @@ from .errors import VaultLoginError
 from .errors import VaultPermissionError
 from .errors import VaultUnavailableError
 from .errors import without_frames
+from .history import Historian
+from .history import Need
+from .keyring import KeyRing
+from .polling import Poller
 from .rotation.backup import BackupStore
 from .rotation.runner import Rotated
 from .rotations import open_backups
 from .rotations import Rotations
 from .settings import Settings
 from .startup import load_documents
+from .store import Held
 from .store import Snapshot
 from .store import Store
 from .values import pick
@@ -39,9 +44,13 @@ from .vault.endpoint import Endpoint
 from .vault.kv import KV
 from .vault.transport import Transport
 from .vault.updates import update
+from .vault.versions import Versions
 
 P = t.ParamSpec("P")
 R = t.TypeVar("R")
+
+#: Versions that a document with a key ring keeps: four years of monthly rotations.
+RING_VERSIONS: t.Final = 50
 
 _log = logging.getLogger("flask_vault")
 
@@ -66,13 +75,15 @@ def _at_the_edge(call: cabc.Callable[P, R]) -> cabc.Callable[P, R]:
 class Pin:
     """What one unit of work, such as a request, has seen of Vault, and keeps seeing."""
 
-    __slots__ = ("documents", "owner", "snapshot", "values")
+    __slots__ = ("documents", "owner", "rings", "snapshot", "values")
 
     def __init__(self, owner: VaultClient, snapshot: Snapshot) -> None:
         self.owner = owner
         self.snapshot = snapshot
         self.documents: dict[Location, Document] = {}
         self.values: dict[tuple[str, str | None], t.Any] = {}
+        #: The key rings of an app, once one of them was asked for.
+        self.rings: cabc.Mapping[str, KeyRing] | None = None
 
 
 class VaultClient:
@@ -135,6 +146,9 @@ class VaultClient:
             revoke_on_exit=settings.revoke_on_exit,
         )
         self._kv = KV(self._transport, settings.kv_version)
+        self._versions = Versions(self._transport, self._kv)
+        self._historian = Historian(self._kv, self._versions)
+        self._poller = Poller(self._kv, self._historian)
         self._store = Store(
             self._kv, ttl=settings.cache_ttl, max_stale=settings.max_stale
         )
@@ -288,6 +302,40 @@ class VaultClient:
         if cache is not None and good:
             cache.save(good)
 
+    # --- keeping up ------------------------------------------------------------------
+
+    def poll(
+        self, location: Location, needs: cabc.Sequence[Need], base: Held | None
+    ) -> Held:
+        """What is at a path now, see :meth:`flask_vault.polling.Poller.poll`."""
+        return self._poller.poll(location, needs, base)
+
+    def keep_history(self, location: Location) -> bool:
+        """Have so many versions of a document kept that a key ring has its memory.
+
+        :return: whether that was not so before.
+        :raises VaultPermissionError: when the token may not.
+        """
+        if self._versions.limit_of(location) >= RING_VERSIONS:
+            return False
+
+        self._versions.raise_limit(location, RING_VERSIONS)
+        return True
+
+    def adopt(self, found: cabc.Mapping[Location, Held]) -> None:
+        """Serve what a poll has found, all of it at once."""
+        self._store.adopt(found)
+
+    @property
+    def transport(self) -> Transport:
+        """The way to the server."""
+        return self._transport
+
+    @property
+    def versions(self) -> Versions:
+        """The metadata of documents."""
+        return self._versions
+
     def _bootstrap(self) -> BootstrapCache | None:
         settings = self.settings
 
@@ -409,7 +457,9 @@ class VaultClient:
 
         :meta private:
         """
-        return Rotations(self.kv, self.catalog, self.settings, self._done)
+        return Rotations(
+            self.kv, self._versions, self.catalog, self.settings, self._done
+        )
 
     def _done(self, rotated: Rotated) -> None:
         self._hold(rotated.location, rotated.document)

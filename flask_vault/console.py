@@ -149,11 +149,36 @@ def age(seconds: int | None) -> str:
     return f"{seconds // 86_400} d"
 
 
+def say_short_history(path: str, error: Exception) -> None:
+    """Tell that a key ring's document keeps as few versions as it did."""
+    click.secho(
+        f"{path} keeps as many versions as before, which may be too few for its key"
+        f" ring: {error}",
+        err=True,
+        fg="yellow",
+    )
+
+
 def polling_notice(state: AppState) -> str:
     """How other processes learn of what this one wrote."""
-    ttl = state.settings.cache_ttl
-    return (
-        "Other processes learn of it by polling, not from this command: get_secret()"
-        f" asks Vault again after {ttl:g} s (VAULT_CACHE_TTL), and app.config is read"
-        " at the start of a process."
-    )
+    return f"Other processes learn of it by polling. {refresh_notice(state)}"
+
+
+def refresh_notice(state: AppState) -> str:
+    """When the workers of an app ask Vault again, and what then."""
+    settings = state.settings
+
+    if settings.refresh_mode == "off":
+        return (
+            "VAULT_REFRESH_MODE is 'off': app.config changes when the app calls"
+            " vault.refresh(), or starts anew."
+        )
+
+    interval = f"{settings.refresh_interval:g} s (VAULT_REFRESH_INTERVAL)"
+    asks = f"Each worker asks every {interval}."
+
+    if not any(entry.secret.keyring for entry in state.entries):
+        return asks
+
+    window = age(round(settings.propagation_window))
+    return f"{asks} A new key of a key ring signs {window} after it was written."

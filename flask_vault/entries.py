@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import datetime
 import difflib
 import re
 import typing as t
@@ -171,8 +172,14 @@ class Secret:
     :param rotate: how the value is made anew: a generator's name or a mapping.
     :param max_age: seconds, or text such as ``30d``, after which ``flask vault rotate
         --due`` makes a new value.
-    :param keyring: keep older versions accepted after a rotation. Stored; live key
-        rings come with a later version.
+    :param keyring: a new value is accepted before it signs, and the old one after it
+        signed. Needs KV v2.
+    :param retire_after: for how long what an old value of the ring has signed is
+        accepted: seconds or a :class:`~datetime.timedelta`. ``None`` is the lifetime of
+        what the key signs: ``PERMANENT_SESSION_LIFETIME``, for JWT keys the longest
+        lifetime of a token.
+    :param fallbacks_key: the config key for a list of all values that the ring accepts,
+        oldest first. Of ``SECRET_KEY`` it is ``SECRET_KEY_FALLBACKS``.
     """
 
     ref: str
@@ -186,6 +193,8 @@ class Secret:
     rotate: str | cabc.Mapping[str, object] | Rotation | None = None
     keyring: bool = False
     max_age: float | str | None = None
+    retire_after: float | datetime.timedelta | None = None
+    fallbacks_key: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +217,17 @@ class Entry:
             return "password"
 
         return self.rotation.field or self.reference.field
+
+    @property
+    def fallbacks_key(self) -> str | None:
+        """The config key for the values that the entry's ring accepts."""
+        if not self.secret.keyring:
+            return None
+
+        if self.secret.fallbacks_key is None and self.key == "SECRET_KEY":
+            return "SECRET_KEY_FALLBACKS"
+
+        return self.secret.fallbacks_key
 
 
 _FIELDS: t.Final = tuple(f.name for f in dataclasses.fields(Secret))
@@ -246,7 +266,28 @@ def parse_entries(raw: object) -> tuple[Entry, ...]:
 
         names[name] = entry.key
 
+    _check_fallbacks(entries)
     return entries
+
+
+def _check_fallbacks(entries: cabc.Iterable[Entry]) -> None:
+    """No two entries write the same config key."""
+    owners = {entry.key: entry.key for entry in entries}
+
+    for entry in entries:
+        key = entry.fallbacks_key
+
+        if key is None:
+            continue
+
+        if key in owners:
+            raise VaultConfigError(
+                f"VAULT_SECRETS[{entry.key!r}]: the key ring writes {key!r}, and so"
+                f" does the entry {owners[key]!r}: remove that entry, or give another"
+                " 'fallbacks_key'."
+            )
+
+        owners[key] = entry.key
 
 
 def _parse_entry(key: object, raw: object) -> Entry:
@@ -344,6 +385,8 @@ def _check_entry(entry: Entry) -> None:
             " or add a 'template', or 'cast': 'json' for the whole document."
         )
 
+    _check_ring(secret)
+
     if entry.key == "SECRET_KEY_FALLBACKS" and isinstance(secret.default, str):
         raise VaultConfigError(
             "'default' must be a list, or Flask takes each letter of it for a key."
@@ -399,6 +442,55 @@ def duration(value: object, what: str) -> float:
         )
 
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def _check_ring(secret: Secret) -> None:
+    for name in ("retire_after", "fallbacks_key"):
+        if getattr(secret, name) is not None and not secret.keyring:
+            raise VaultConfigError(f"{name!r} is for a key ring: add 'keyring': True.")
+
+    seconds = secret.retire_after
+
+    if seconds is not None and not isinstance(seconds, datetime.timedelta):
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise VaultConfigError("'retire_after' is a number of seconds.")
+
+    if seconds is not None and not _as_timedelta(seconds):
+        raise VaultConfigError(
+            "'retire_after' is a number of seconds above 0, at most 10 years: what the"
+            " old value has signed would be refused at once."
+        )
+
+    key = secret.fallbacks_key
+
+    if key is not None and (
+        not isinstance(key, str)
+        or not _CONFIG_KEY.match(key)
+        or key.startswith("VAULT_")
+    ):
+        raise VaultConfigError(
+            "'fallbacks_key' is a config key in upper case, such as"
+            " 'SECRET_KEY_FALLBACKS'."
+        )
+
+    if secret.keyring and secret.version is not None:
+        raise VaultConfigError(
+            "'version' pins one value and 'keyring' is for several: keep one."
+        )
+
+
+def _as_timedelta(value: float | datetime.timedelta) -> datetime.timedelta | None:
+    try:
+        length = (
+            value
+            if isinstance(value, datetime.timedelta)
+            else datetime.timedelta(seconds=value)
+        )
+    except (ValueError, OverflowError):
+        return None
+
+    good = datetime.timedelta(0) < length <= datetime.timedelta(days=3660)
+    return length if good else None
 
 
 def _lower_names(raw: cabc.Mapping[t.Any, t.Any]) -> dict[str, t.Any]:

@@ -31,6 +31,7 @@ secret value or a token.
 
 from __future__ import annotations
 
+import traceback
 import typing as t
 
 
@@ -160,3 +161,9 @@ def without_frames(error: E) -> E:
     error.__cause__ = None
     error.__context__ = None
     return error.with_traceback(None)
+
+
+def place_of(error: BaseException) -> str:
+    """Where an exception was raised, as ``file:line``, for a log without its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"

@@ -25,7 +25,15 @@ if t.TYPE_CHECKING:
     from werkzeug.local import LocalProxy
 
     from .client import VaultClient
+    from .keyring import KeyRing
     from .state import AppState
+    from .state import Hook
+    from .state import Refreshed
+
+H = t.TypeVar("H", bound="Hook")
+
+#: Where the callbacks of an app are that is not loaded yet.
+_WAITING: t.Final = "vault-waiting"
 
 R = t.TypeVar("R", bound=type)
 
@@ -40,6 +48,8 @@ class FlaskVault:
     """
 
     def __init__(self, app: Flask | None = None) -> None:
+        self._hooks: list[tuple[frozenset[str], Hook]] = []
+
         if app is not None:
             self.init_app(app)
 
@@ -61,10 +71,15 @@ class FlaskVault:
 
         if will_not_use_it():
             _postpone(app)
+            when_loaded(app, lambda state: self._wire(app, state))
             return
 
         state = _load(app)
         app.extensions["vault"] = state
+        self._wire(app, state)
+
+        if state.settings.enabled and state.settings.refresh_mode != "off":
+            app.before_request(state.touch)
 
         if state.settings.health:
             from .health import new_blueprint
@@ -95,6 +110,65 @@ class FlaskVault:
         from .rotation.registry import register
 
         return register(name)
+
+    def keyring(self, key: str) -> KeyRing:
+        """The key ring of a config key of the current app.
+
+        Within an app context it is the same one, whatever happens meanwhile.
+
+        :param key: of an entry with ``keyring``.
+        :raises VaultConfigError: when there is no ring.
+        :raises RuntimeError: outside of an app context.
+        """
+        return state_of(_present_app()).keyring(key)
+
+    def refresh(self, app: Flask | None = None) -> Refreshed:
+        """Ask Vault for every path now, and take over what is good.
+
+        It raises nothing: what could not be read is in the answer, and the app goes on
+        with what it has.
+
+        :param app: the current app when it is ``None``.
+        """
+        return state_of(_present_app() if app is None else app).refresh()
+
+    def start(self, app: Flask | None = None) -> None:
+        """Start the refresh thread of this process.
+
+        For processes that serve no requests, such as a Celery worker; in the others the
+        first request does it. Call it after a fork.
+
+        :param app: the current app when it is ``None``.
+        """
+        state_of(_present_app() if app is None else app).start()
+
+    def on_rotate(self, *keys: str) -> cabc.Callable[[H], H]:
+        """Have a function called when ``app.config`` has another value for a key.
+
+        It is called in an app context with the config key and the version, in each
+        process, by the thread that sends the signals. What it raises is logged. For
+        what reads its config once::
+
+            @vault.on_rotate("CACHE_REDIS_URL")
+            def reconnect(key: str, version: int | None) -> None:
+                cache.init_app(current_app)
+
+        :param keys: config keys of ``VAULT_SECRETS``.
+        """
+
+        def register(hook: H) -> H:
+            self._hooks.append((frozenset(keys), hook))
+            return hook
+
+        return register
+
+    def _wire(self, app: Flask, state: AppState) -> None:
+        state.hook_lists.append(self._hooks)
+
+        if state.settings.session_guard:
+            from .session_guard import guard
+
+            guard(app, state)
 
     def __repr__(self) -> str:
         if has_app_context():
@@ -128,10 +202,34 @@ def _postpone(app: Flask) -> None:
         if app.config.get(key) is None:
             app.config[key] = value
 
+    waiting: list[cabc.Callable[[AppState], None]] = []
+    app.extensions[_WAITING] = waiting
+
     @app.before_request
     def load_before_the_first_request() -> None:
-        if "vault" not in app.extensions:
-            app.extensions["vault"] = _load(app)
+        if "vault" in app.extensions:
+            return
+
+        state = app.extensions["vault"] = _load(app)
+
+        for callback in waiting:
+            callback(state)
+
+
+def when_loaded(app: Flask, callback: cabc.Callable[[AppState], None]) -> None:
+    """Call back with what Flask-Vault keeps for an app, as soon as it has it.
+
+    That is now, except under ``flask --help`` and the like, which build an app without
+    reading its secrets.
+
+    :raises RuntimeError: when ``init_app`` was not called.
+    """
+    waiting = app.extensions.get(_WAITING)
+
+    if waiting is None or "vault" in app.extensions:
+        callback(state_of(app))
+    else:
+        waiting.append(callback)
 
 
 def state_of(app: Flask) -> AppState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import time
 import typing as t
 
 from flask import Blueprint
@@ -19,9 +20,10 @@ from .state import AppState
 def new_blueprint(state: AppState) -> Blueprint:
     """The routes ``health`` and ``health/live`` below the configured prefix.
 
-    ``health`` is 503 only for a fault of this host: the secrets were never loaded.
-    When Vault is down, every host would fail at once, and a load balancer that empties
-    its pool makes one outage into two; so that is a 200 with ``warn``.
+    ``health`` is 503 only for a fault of this host: the secrets were never loaded, or
+    the refresh thread is dead and cannot be started. When Vault is down, every host
+    would fail at once, and a load balancer that empties its pool makes one outage into
+    two; so that is a 200 with ``warn``.
 
     ``health/live`` is 200 as long as the process answers.
     """
@@ -51,8 +53,13 @@ def new_blueprint(state: AppState) -> Blueprint:
 
 def status_of(state: AppState) -> str:
     """``pass``, ``warn`` or ``fail``, the words of draft-inadarei-api-health-check."""
-    if not state.loaded:
+    if not state.loaded or state.refresher.is_dead():
         return "fail"
+
+    refreshes = state.refresher.mode != "off"
+
+    if state.refresher.freshness.errors or (refreshes and state.is_stale):
+        return "warn"
 
     if state.client.failing or any(
         outcome.error or outcome.source == "cache"
@@ -73,16 +80,55 @@ def details_of(state: AppState) -> dict[str, t.Any]:
         "enabled": enabled,
         "loaded": state.loaded,
         "stale": state.client.failing,
+        "refresh": _refresh_of(state) if enabled else None,
         "secrets": {
             key: {
                 "source": outcome.source,
                 "version": outcome.version,
                 "age_seconds": age_of(outcome, state.client) if enabled else None,
                 "error": type(outcome.error).__name__ if outcome.error else None,
+                **ring_of(state, key),
             }
             for key, outcome in state.outcomes.items()
         },
     }
+
+
+def ring_of(state: AppState, key: str) -> dict[str, t.Any]:
+    """What may be said of a key ring: versions and states, and when it changes.
+
+    Nothing for a key without one.
+    """
+    ring = state.live.rings.get(key)
+
+    if ring is None:
+        return {}
+
+    change = ring.next_change
+    left = None if change is None else (change - state.client.now()).total_seconds()
+    return {
+        "keys": [{"version": k.version, "state": k.state} for k in ring.accepted],
+        "next_change_seconds": None if left is None else max(0, round(left)),
+    }
+
+
+def _refresh_of(state: AppState) -> dict[str, t.Any]:
+    refresher = state.refresher
+    known = refresher.freshness
+    return {
+        "mode": refresher.mode,
+        "interval_seconds": state.settings.refresh_interval,
+        "last_success_seconds": _since(known.last_success),
+        "last_fresh_seconds": _since(known.last_fresh),
+        "stale": state.is_stale,
+        "failing_seconds": _since(known.failing_since),
+        "errors": sorted({type(error).__name__ for error in known.errors.values()}),
+        "restarts": known.restarts,
+    }
+
+
+def _since(at: float | None) -> int | None:
+    return None if at is None else max(0, int(time.monotonic() - at))
 
 
 def age_of(outcome: Outcome, client: VaultClient) -> int | None:

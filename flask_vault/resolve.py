@@ -27,6 +27,9 @@ _log = logging.getLogger("flask_vault")
 
 Source = t.Literal["vault", "cache", "env", "default", "unset"]
 
+#: Raises a :exc:`ValueError` for a value that is of no use.
+Check = cabc.Callable[[t.Any], None]
+
 #: The worst first: what is raised when several entries fail for several reasons.
 _GRAVITY: t.Final = (
     VaultLoginError,
@@ -64,6 +67,7 @@ def resolve_entry(
     entry: Entry,
     found: Document | VaultError,
     environ: cabc.Mapping[str, str],
+    checks: cabc.Iterable[Check] = (),
 ) -> Outcome:
     """Make the value of an entry, from Vault, its ``env``, or its ``default``.
 
@@ -74,12 +78,47 @@ def resolve_entry(
         if isinstance(found, VaultError):
             raise found
 
-        value = resolve(entry, found.data, found.path)
-        check_key(entry.key, value)
+        return from_document(entry, found, checks)
     except VaultError as error:
         return _fall_back(entry, error, environ)
 
-    return Outcome(entry, found.origin, value, found.version, found.created)
+
+def from_document(
+    entry: Entry, document: Document, checks: cabc.Iterable[Check] = ()
+) -> Outcome:
+    """Make the value of an entry from its document, and from nothing else.
+
+    :param checks: raise a :exc:`ValueError` for a value that is of no use; its text
+        goes into a message, so it must not hold the value.
+    :raises VaultError: when there is none, or it is of no use.
+    """
+    value = resolve(entry, document.data, document.path)
+    check_key(entry.key, value)
+    where = f"{document.path}#{entry.reference.field or '*'}"
+
+    if entry.secret.keyring and not (
+        value.strip() if isinstance(value, str) else value
+    ):
+        raise SecretValueError(
+            f"The value of {where!r} is empty, and everybody could sign with it: write"
+            " a new one with 'flask vault rotate' or 'flask vault set'.",
+            path=where,
+        )
+
+    for check in checks:
+        try:
+            check(value)
+        except ValueError as error:
+            problem = str(error)
+        else:
+            continue
+
+        raise SecretValueError(
+            f"The value of {where!r} is of no use for {entry.key}: {problem}",
+            path=where,
+        )
+
+    return Outcome(entry, document.origin, value, document.version, document.created)
 
 
 def check_key(key: str, value: t.Any) -> None:

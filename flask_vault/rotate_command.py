@@ -17,6 +17,7 @@ from .catalog import Plan
 from .catalog import StaticRole
 from .console import polling_notice
 from .console import say_error
+from .console import say_short_history
 from .console import table
 from .errors import VaultError
 from .errors import VaultUnavailableError
@@ -104,6 +105,11 @@ def rotate(state: AppState, wish: Wish) -> None:
         for end in ends:
             if end.error is not None or end.state not in _SAID:
                 click.echo(_next(end, wish), err=end.error is not None)
+
+        for place, problem in state.keep_histories(
+            target.location for target in plan.targets
+        ).items():
+            say_short_history(place.path, problem)
 
         if any(end.error is None and end.version is not None for end in ends) or any(
             end.error is None and end.state == "done" for end in ends

@@ -35,6 +35,7 @@ from .values import resolve
 from .vault.documents import Document
 from .vault.documents import Location
 from .vault.kv import KV
+from .vault.versions import Versions
 
 
 def open_backups(settings: Settings) -> BackupStore:
@@ -60,11 +61,13 @@ class Rotations:
     def __init__(
         self,
         kv: KV,
+        versions: Versions,
         catalog: Catalog,
         settings: Settings,
         done: cabc.Callable[[Rotated], None],
     ) -> None:
         self._kv = kv
+        self._versions = versions
         self._catalog = catalog
         self._settings = settings
         self._done = done
@@ -297,15 +300,16 @@ class Rotations:
             return False
 
         try:
-            times = self._kv.created_times(location.newest())
+            stamps = self._versions.of(location.newest()).stamps
         except VaultPermissionError:
             return False
 
-        old = [n for n, made in times.items() if made is not None and made <= limit]
+        there = [stamp for stamp in stamps if not stamp.is_gone(self._kv.now())]
+        old = [stamp.number for stamp in there if stamp.created <= limit]
 
         if not old:
             # Version 1 still there: there never was an older one.
-            return unknown and 1 not in times
+            return unknown and all(stamp.number > 1 for stamp in there)
 
         at_that_time = self._kv.read(dataclasses.replace(location, version=max(old)))
         return bool(at_that_time.data.get(field) == document.data[field])
@@ -420,8 +424,12 @@ class Rotations:
         if rotated.version is None:
             return
 
-        times = self._kv.created_times(rotated.location.newest())
-        older = [number for number in times if number < rotated.version]
+        location = rotated.location.newest()
+        older = [
+            stamp.number
+            for stamp in self._versions.of(location).stamps
+            if stamp.number < rotated.version and not stamp.destroyed
+        ]
 
         if older:
-            self._kv.destroy(rotated.location.newest(), older)
+            self._versions.destroy(location, older)

@@ -22,6 +22,8 @@ DEV_FILE: t.Final = "_FLASK_VAULT_DEV"
 
 DETAILS: t.Final = ("never", "token", "always")
 
+REFRESH_MODES: t.Final = ("thread", "request", "off")
+
 #: Keys for which the environment serves when the config has none, in this order.
 ENVIRONMENT: t.Final[dict[str, tuple[str, ...]]] = {
     "VAULT_ADDR": ("VAULT_ADDR", "BAO_ADDR"),
@@ -72,11 +74,14 @@ class Settings:
     startup_timeout: float = 30.0
     cache_ttl: float = 300.0
     max_stale: float = 3600.0
+    refresh_mode: str = "off"
+    refresh_interval: float = 30.0
+    propagation_window: float = 120.0
+    session_guard: bool = False
     bootstrap_cache: pathlib.Path | None = None
     bootstrap_max_age: float = 86_400.0
     backup_dir: pathlib.Path | None = None
     backup_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    propagation_window: float = 120.0
     audit_log: pathlib.Path | None = None
     health: bool = True
     health_url_prefix: str = "/vault"
@@ -100,6 +105,7 @@ class Settings:
         _check_names(config)
         _tell_unread(config, environ)
         enabled = read.flag("VAULT_ENABLED", True)
+        interval = read.seconds("VAULT_REFRESH_INTERVAL", 30.0, positive=True)
         settings = cls(
             enabled=enabled,
             addresses=read.addresses("VAULT_ADDR"),
@@ -122,11 +128,23 @@ class Settings:
             startup_timeout=read.seconds("VAULT_STARTUP_TIMEOUT", 30.0),
             cache_ttl=read.seconds("VAULT_CACHE_TTL", 300.0),
             max_stale=read.seconds("VAULT_MAX_STALE", 3600.0),
+            refresh_mode=read.choice(
+                "VAULT_REFRESH_MODE",
+                # Tests refresh when they say so.
+                "off" if config.get("TESTING") else "thread",
+                REFRESH_MODES,
+            ),
+            refresh_interval=interval,
+            propagation_window=read.seconds(
+                # Three polls may be missed, and the fourth be late.
+                "VAULT_PROPAGATION_WINDOW",
+                max(120.0, 4 * interval),
+            ),
+            session_guard=read.flag("VAULT_SESSION_GUARD", False),
             bootstrap_cache=read.directory("VAULT_BOOTSTRAP_CACHE"),
             bootstrap_max_age=read.seconds("VAULT_BOOTSTRAP_MAX_AGE", 86_400.0),
             backup_dir=read.directory("VAULT_BACKUP_DIR"),
             backup_keys=read.texts("VAULT_BACKUP_KEYS"),
-            propagation_window=read.seconds("VAULT_PROPAGATION_WINDOW", 120.0),
             audit_log=read.directory("VAULT_AUDIT_LOG"),
             health=read.flag("VAULT_HEALTH", True),
             health_url_prefix=read.url_prefix("VAULT_HEALTH_URL_PREFIX", "/vault"),
@@ -203,8 +221,11 @@ KEYS: t.Final = (
     "VAULT_PROPAGATION_WINDOW",
     "VAULT_PROXY",
     "VAULT_READ_TIMEOUT",
+    "VAULT_REFRESH_INTERVAL",
+    "VAULT_REFRESH_MODE",
     "VAULT_REVOKE_ON_EXIT",
     "VAULT_ROTATE_AUTH",
+    "VAULT_SESSION_GUARD",
     "VAULT_SKIP_VERIFY",
     "VAULT_STARTUP_TIMEOUT",
     "VAULT_TLS_SERVER_NAME",

@@ -8,10 +8,11 @@ each receiver: a later version may send more.
 from __future__ import annotations
 
 import logging
-import traceback
 import typing as t
 
 import blinker
+
+from .errors import place_of
 
 _log = logging.getLogger("flask_vault")
 _signals = blinker.Namespace()
@@ -23,16 +24,37 @@ _signals = blinker.Namespace()
 #:     ``VAULT_SECRETS``, a ``dict``.
 secrets_loaded = _signals.signal("vault-secrets-loaded")
 
-#: Sent for each entry whose value was changed by a rotation of this process, with
-#: ``app.config`` already updated, inside an app context. Carries no value.
+#: Sent in every process when it learns that an entry has another value in Vault, with
+#: ``app.config`` already updated, inside an app context. Carries no value. A value of a
+#: key ring is accepted from now on, and signs later: see ``keyring_advanced``.
 #:
 #: :param key: the config key.
 #: :param path: mount and path of the document.
-#: :param field: the field that was rotated.
+#: :param field: the field that was rotated, ``None`` for a whole document.
 #: :param version: the document's version now, ``None`` on KV v1.
 #: :param previous_version: the version before.
-#: :param origin: ``"local"``: this process rotated it.
+#: :param origin: ``"local"`` when this process rotated it, ``"refresh"`` when it found
+#:     out by asking.
 secret_rotated = _signals.signal("vault-secret-rotated")
+
+#: Sent when another key of a ring signs, or one is accepted no more, with
+#: ``app.config`` already updated, inside an app context.
+#:
+#: :param key: the config key.
+#: :param version: the version of the value that signs.
+#: :param accepted: the versions that are accepted, newest first, a tuple of ``int``.
+keyring_advanced = _signals.signal("vault-keyring-advanced")
+
+#: Sent once when the refresh begins to fail; the app goes on with what it has.
+#:
+#: :param paths: mounts and paths that failed, a tuple of ``str``.
+#: :param error: name of the first failure's type, such as ``"VaultConnectionError"``.
+refresh_failed = _signals.signal("vault-refresh-failed")
+
+#: Sent once when the refresh works again.
+#:
+#: :param seconds: for how long it failed, a ``float``.
+refresh_recovered = _signals.signal("vault-refresh-recovered")
 
 
 def send(signal: blinker.NamedSignal, sender: t.Any, **arguments: t.Any) -> None:
@@ -42,15 +64,22 @@ def send(signal: blinker.NamedSignal, sender: t.Any, **arguments: t.Any) -> None
     what the receiver was working on.
     """
     for receiver in signal.receivers_for(sender):
-        try:
-            receiver(sender, **arguments)
-        except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
-            _log.error(
-                "A receiver of the signal %s failed with %s at %s; the others were"
-                " called.",
-                signal.name,
-                type(error).__name__,
-                where,
-            )
+        call(f"the signal {signal.name}", receiver, sender, **arguments)
+
+
+def call(
+    what: str, receiver: t.Callable[..., object], *args: t.Any, **kwargs: t.Any
+) -> None:
+    """Call one receiver; what it raises is logged, and no more.
+
+    :param what: what it receives, for the log.
+    """
+    try:
+        receiver(*args, **kwargs)
+    except Exception as error:
+        _log.error(
+            "A receiver of %s failed with %s at %s; the others were called.",
+            what,
+            type(error).__name__,
+            place_of(error),
+        )

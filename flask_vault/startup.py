@@ -79,17 +79,21 @@ def _through(cache: BootstrapCache, store: Store, found: Found) -> Found:
         return found
 
     served = {place: kept[place] for place in away if place in kept}
+    paths = {place.path for place in served}
+    # The older versions that a key ring has.
+    served |= {p: d for p, d in kept.items() if p.version and p.path in paths}
 
     if served:
         _log.warning(
             "Vault does not answer: %d of %d documents come from VAULT_BOOTSTRAP_CACHE,"
             " %.0f s old.",
-            len(served),
+            sum(place in served for place in away),
             len(found),
             age,
         )
 
-    for place, document in served.items():
-        store.put_stale(place, document)
+    for place in away:
+        if place in served:
+            store.put_stale(place, served[place])
 
     return {**found, **served}

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+import collections.abc as cabc
+import concurrent.futures
 import contextlib
+import dataclasses
+import itertools
 import logging
+import math
 import os
+import threading
 import typing as t
 
 from flask import current_app
@@ -12,21 +19,46 @@ from flask import Flask
 from flask import g
 from flask import has_app_context
 
+from . import candidates
+from .announcer import Announcer
+from .announcer import Job
 from .client import Pin
 from .client import VaultClient
+from .config_writer import Follower
 from .entries import Entry
+from .errors import VaultConfigError
+from .errors import VaultConnectionError
 from .errors import VaultError
+from .errors import VaultLoginError
+from .errors import VaultRateLimitedError
+from .errors import VaultSealedError
+from .errors import without_frames
+from .history import History
+from .invocation import MODE
+from .keyring import KeyRing
+from .live import Learned
+from .live import LiveConfig
+from .refresher import Refresher
+from .resolve import Check
 from .resolve import failure_of
 from .resolve import Outcome
 from .resolve import resolve_entry
 from .resolve import without_vault
 from .rotation.runner import Rotated
 from .settings import Settings
+from .signals import call
+from .signals import keyring_advanced
+from .signals import refresh_failed
+from .signals import refresh_recovered
 from .signals import secret_rotated
 from .signals import secrets_loaded
 from .signals import send
+from .store import Held
+from .store import PARALLEL
 from .vault.documents import Document
 from .vault.documents import Location
+from .vault.process import PerProcess
+from .vault.versions import DEFAULT_LIMIT
 
 if t.TYPE_CHECKING:
     from werkzeug.local import LocalProxy
@@ -35,6 +67,29 @@ _log = logging.getLogger("flask_vault")
 
 #: ``g`` itself. An attribute read through the proxy costs ten times as much.
 _present_g = t.cast("LocalProxy[t.Any]", g)._get_current_object
+
+#: What is wrong with all paths when it is wrong with one.
+_OF_THE_SERVER: t.Final = (
+    VaultConnectionError,
+    VaultSealedError,
+    VaultRateLimitedError,
+    VaultLoginError,
+)
+
+#: Called with the config key and the version.
+Hook = cabc.Callable[[str, "int | None"], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Refreshed:
+    """What a refresh has brought.
+
+    :param changed: the config keys with another value in Vault.
+    :param errors: what went wrong, by mount and path. What was there is kept.
+    """
+
+    changed: tuple[str, ...] = ()
+    errors: cabc.Mapping[str, VaultError] = dataclasses.field(default_factory=dict)
 
 
 class AppState:
@@ -49,10 +104,39 @@ class AppState:
         self.client = VaultClient(settings, entries, pin=self._pin)
         self.client.on_rotated(self._rotated)
         self.loaded = False
-        #: What the last asking brought, until the start is known to be good.
+        self.live = LiveConfig(
+            app.config,
+            entries,
+            {entry.key: self.client.catalog.location_of(entry) for entry in entries},
+            settings.propagation_window,
+        )
+        self.refresher = Refresher(
+            self,
+            mode=settings.refresh_mode if settings.enabled else "off",
+            interval=settings.refresh_interval,
+            window=settings.propagation_window,
+            on_failure=self._failed,
+            on_recovery=self._recovered,
+        )
+        self._entry = {entry.key: entry for entry in entries}
+        self._hooks: list[tuple[frozenset[str], Hook]] = []
+        #: Lists to which others add.
+        self.hook_lists = [self._hooks]
+        self._lock: PerProcess[threading.RLock] = PerProcess(threading.RLock)
+        self._announcer = Announcer()
+        #: What is to be told when this thread has let go of its locks.
+        self._jobs: collections.deque[Job] = collections.deque()
+        self._changed: list[str] = []
+        # What the last asking brought, until the start is known to be good.
         self._found: dict[Location, Document | VaultError] = {}
-        #: By config key; without the values, which are in ``app.config``.
-        self.outcomes: dict[str, Outcome] = {}
+        self._held: dict[Location, Held] = {}
+
+    @property
+    def outcomes(self) -> cabc.Mapping[str, Outcome]:
+        """By config key; without the values, which are in ``app.config``."""
+        return self.live.outcomes
+
+    # --- start -----------------------------------------------------------------------
 
     def load(self, patience: float = 0.0) -> None:
         """Read all entries, and only when all required ones are good, set the config.
@@ -66,21 +150,17 @@ class AppState:
         if failure is not None:
             raise failure
 
-        for outcome in outcomes:
-            key = outcome.entry.key
-
-            if outcome.source == "unset":
-                self.app.config.setdefault(key, None)
-            else:
-                # Assigned, not setdefault: Flask has SECRET_KEY as None.
-                self.app.config[key] = outcome.value
+        with self._lock.get():
+            now = self.client.now() if self.settings.enabled else None
+            self.live.start(outcomes, self._held, now)
 
         self.loaded = True
 
         if self.settings.enabled:
-            self.client.keep_for_restart(self._found)
+            self.refresher.loaded(self.client.transport.fresh_at)
+            self._keep_for_restart(self._found)
 
-        self._found = {}
+        self._found, self._held = {}, {}
 
         with self._app_context():
             send(
@@ -100,6 +180,12 @@ class AppState:
                 )
                 for entry in self.entries
             ]
+            self._held = {
+                place: Held(document, 0.0)
+                for place in self.live.places
+                if isinstance(document := found[place], Document)
+            }
+            outcomes = self._with_histories(outcomes, found)
         else:
             outcomes = [
                 without_vault(entry, os.environ, self.app.config.get(entry.key))
@@ -114,54 +200,438 @@ class AppState:
                     ", ".join(unset),
                 )
 
-        self.outcomes = {o.entry.key: o.without_value() for o in outcomes}
+        self.live.outcomes = {o.entry.key: o.without_value() for o in outcomes}
         return outcomes
+
+    def _with_histories(
+        self,
+        outcomes: list[Outcome],
+        found: cabc.Mapping[Location, Document | VaultError],
+    ) -> list[Outcome]:
+        """Read the versions that key rings need."""
+        wanted = [
+            place
+            for place in self._held
+            if self.live.needs(place)
+            and any(
+                o.source in {"vault", "cache"}
+                for o in outcomes
+                if o.entry.secret.keyring and self._place(o.entry) == place
+            )
+        ]
+        broken: dict[Location, VaultError] = {}
+
+        def read(place: Location) -> Held | VaultError:
+            held = self._held[place]
+
+            if held.document.origin == "cache":
+                kept = [
+                    document
+                    for other, document in found.items()
+                    if isinstance(document, Document) and other.path == place.path
+                ]
+                return dataclasses.replace(held, history=History.of_documents(kept))
+
+            try:
+                return self.client.poll(place, self.live.needs(place), held)
+            except VaultError as error:
+                return without_frames(error)
+
+        for place, held in _in_parallel(read, wanted):
+            if isinstance(held, Held):
+                self._held[place] = held
+            else:
+                broken[place] = held
+
+        self.client.adopt(
+            {
+                place: held
+                for place in wanted
+                if (held := self._held[place]).document.origin == "vault"
+            }
+        )
+        return [
+            dataclasses.replace(
+                outcome, source="unset", value=None, error=broken[place], fatal=True
+            )
+            if outcome.entry.secret.keyring
+            and (place := self._place(outcome.entry)) in broken
+            and outcome.source in {"vault", "cache"}
+            else outcome
+            for outcome in outcomes
+        ]
+
+    # --- key rings -------------------------------------------------------------------
+
+    def has_ring(self, key: str) -> bool:
+        """Whether the entry of a config key has ``keyring``."""
+        entry = self._entry.get(key)
+        return entry is not None and entry.secret.keyring
+
+    def keyring(self, key: str) -> KeyRing:
+        """The key ring of a config key, the same one for a whole app context.
+
+        :raises VaultConfigError: when there is none.
+        """
+        pin = self._pin()
+
+        if pin is None:
+            return self.current_ring(key)
+
+        if pin.rings is None:
+            pin.rings = self.live.rings
+
+        ring = pin.rings.get(key)
+        return self.current_ring(key) if ring is None else ring
+
+    def current_ring(self, key: str) -> KeyRing:
+        """The key ring of a config key as it is now.
+
+        :raises VaultConfigError: when there is none.
+        """
+        ring = self.live.rings.get(key)
+
+        if ring is not None:
+            return ring
+
+        if key not in self._entry:
+            raise VaultConfigError(
+                f"There is no entry {key!r} in VAULT_SECRETS, so it has no key ring:"
+                " declare it with 'keyring': True."
+            )
+
+        if not self.has_ring(key):
+            raise VaultConfigError(
+                f"VAULT_SECRETS[{key!r}] has no key ring: add 'keyring': True."
+            )
+
+        raise VaultConfigError(
+            f"{key} has no value, so its key ring is empty: see 'flask vault status'."
+        )
+
+    def repin(self) -> None:
+        """Have this context see what is there now."""
+        pin = self._pin()
+
+        if pin is not None:
+            pin.rings = self.live.rings
+
+    def candidates(self, key: str) -> tuple[t.Any, ...]:
+        """The values of an entry that may let somebody in, the likeliest first.
+
+        :return: at most three. During a rotation one of them is right at any instant.
+        """
+        ring = self.live.rings.get(key)
+
+        if ring is not None:
+            return candidates.of_ring(ring)
+
+        entry = self._entry.get(key)
+        place = None if entry is None else self._place(entry)
+        held = None if place is None else self.live.applied.get(place)
+
+        if entry is None or held is None:
+            present = self.app.config.get(key)
+            return () if present is None else (present,)
+
+        before = self.live.before.get(t.cast(Location, place))
+        return candidates.of_document(entry, held.document, before)
+
+    def follow(self, key: str, follower: Follower) -> None:
+        """Have config values derived from a ring, now and whenever it changes."""
+        self.current_ring(key)
+
+        with self._lock.get():
+            self.live.follow(key, follower)
+
+    def check_values(self, key: str, check: Check) -> None:
+        """Have the values of a config key checked, now and whenever they change.
+
+        :param check: raises a :exc:`ValueError` for a value that is of no use. Its text
+            goes into a message and must not hold the value.
+        :raises SecretValueError: when the value that is there does not pass.
+        """
+        with self._lock.get():
+            now = self.client.now() if self.settings.enabled else None
+            self.live.check_values(key, check, now)
+
+    def on_change(self, keys: cabc.Iterable[str], hook: Hook) -> None:
+        """Have a function called when the config has another value for a key.
+
+        It runs in an app context, with the config key and the version. One that raises
+        is logged.
+        """
+        self._hooks.append((frozenset(keys), hook))
+
+    # --- refresh ---------------------------------------------------------------------
+
+    def refresh(self) -> Refreshed:
+        """Ask for every path once, and take over what is good."""
+        if not self.settings.enabled:
+            return Refreshed()
+
+        self._changed = []
+        errors = self.refresher.now()
+        self.advance()
+        changed = tuple(dict.fromkeys(self._changed))
+        self._tell()
+        return Refreshed(changed, errors)
+
+    def ask(self) -> bool:
+        """Refresh because something unknown was met, see :meth:`Refresher.ask`."""
+        if not self.settings.enabled:
+            return False
+
+        done = self.refresher.ask()
+        self._tell()
+        return done
+
+    def start(self) -> None:
+        """Start the refresh thread of this process."""
+        if self.settings.enabled:
+            self.refresher.start()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether others may sign with what this process has not heard of."""
+        return self.settings.enabled and self.refresher.is_stale
+
+    def touch(self) -> None:
+        """Have the refresher do its work. Called at the start of each request."""
+        self.refresher.touch()
+
+        if self._jobs:
+            self._tell()
+
+    def round(self) -> dict[str, VaultError]:
+        """Ask for every path once; give what went wrong, by path."""
+        found: dict[Location, Held] = {}
+        errors: dict[str, VaultError] = {}
+
+        for place in self.live.places:
+            base = self.live.applied.get(place)
+
+            try:
+                found[place] = self.client.poll(place, self.live.needs(place), base)
+            except VaultError as error:
+                errors[place.path] = without_frames(error)
+
+                if isinstance(error, _OF_THE_SERVER):
+                    break
+
+        learned = self._learn(found, "refresh")
+        errors.update({p.path: error for p, error in learned.rejected.items()})
+        self.refresher.fresh(self.client.transport.fresh_at)
+        return errors
+
+    def advance(self) -> None:
+        """Move the rings whose time has come."""
+        with self._lock.get():
+            change = self.live.next_change()
+
+            if change is None or change > self.client.now():
+                return
+
+            learned = self.live.advance(self.client.now())
+
+        self._announce(learned, "refresh")
+
+    def seconds_to_change(self) -> float:
+        """Seconds until a ring moves by time alone."""
+        change = self.live.next_change()
+
+        if change is None:
+            return math.inf
+
+        return (change - self.client.now()).total_seconds()
+
+    def keep_alive(self) -> float:
+        """Look after the token; give the seconds until the next look."""
+        return self.client.transport.keep_alive()
+
+    def prove_fresh(self) -> None:
+        """Have the active node answer."""
+        self.client.transport.prove_fresh()
+        self.refresher.fresh(self.client.transport.fresh_at)
+
+    def _learn(self, found: cabc.Mapping[Location, Held], origin: str) -> Learned:
+        with self._lock.get():
+            learned = self.live.learn(found, self.client.now())
+            applied = self.live.applied
+
+        self.client.adopt(
+            {
+                place: dataclasses.replace(applied[place], since=held.since)
+                for place, held in found.items()
+                if place in applied
+            }
+        )
+
+        if learned:
+            # The thread sleeps until the change that was the next one before.
+            self.refresher.wake()
+            self._keep_for_restart({p: held.document for p, held in applied.items()})
+            self._look_at_limits(found)
+            self._announce(learned, origin)
+
+        return learned
+
+    def keep_histories(
+        self, places: cabc.Iterable[Location]
+    ) -> dict[Location, VaultError]:
+        """Have enough versions kept of the documents with a key ring.
+
+        :return: where that could not be done, and why.
+        """
+        failed: dict[Location, VaultError] = {}
+
+        for place in places:
+            if self.live.needs(place):
+                try:
+                    self.client.keep_history(place)
+                except VaultError as error:
+                    failed[place] = without_frames(error)
+
+        return failed
+
+    def _look_at_limits(self, found: cabc.Mapping[Location, Held]) -> None:
+        for place, held in found.items():
+            history = held.history
+
+            if history is None or not self.live.needs(place):
+                continue
+
+            limit = history.max_versions or DEFAULT_LIMIT
+
+            if not self.live.maker.is_cramped(place, history, self.client.now(), limit):
+                continue
+
+            with contextlib.suppress(VaultError):
+                # The mount may say another.
+                limit = self.client.versions.limit_of(place)
+
+            if self.live.maker.is_cramped(place, history, self.client.now(), limit):
+                self.live.maker.tell_cramped(place, limit)
+
+    def _keep_for_restart(
+        self, documents: cabc.Mapping[Location, Document | VaultError]
+    ) -> None:
+        """Keep the documents, and the older versions that the rings have."""
+        older = {
+            dataclasses.replace(place, version=number): document
+            for place, held in self.live.applied.items()
+            if held.history is not None
+            for number, document in held.history.documents.items()
+        }
+        self.client.keep_for_restart({**older, **documents})
+
+    # --- telling ---------------------------------------------------------------------
+
+    def _announce(self, learned: Learned, origin: str) -> None:
+        self._changed += [change.key for change in learned.changes]
+
+        if learned:
+            self._later(lambda: self._send(learned, origin))
+
+    def _later(self, job: Job) -> None:
+        """Tell it without a lock held, and without holding up the refresh thread."""
+        if self.refresher.is_here():
+            self._announcer.announce(job)
+        else:
+            self._jobs.append(job)
+
+    def _tell(self) -> None:
+        while True:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                return
+
+            job()
+
+    def _send(self, learned: Learned, origin: str) -> None:
+        with self._app_context():
+            for change in learned.changes:
+                send(
+                    secret_rotated,
+                    self.app,
+                    key=change.key,
+                    path=change.path,
+                    field=change.field,
+                    version=change.version,
+                    previous_version=change.previous_version,
+                    origin=origin,
+                )
+
+            for advance in learned.advances:
+                send(
+                    keyring_advanced,
+                    self.app,
+                    key=advance.key,
+                    version=advance.version,
+                    accepted=advance.accepted,
+                )
+
+            for key, version in learned.written:
+                for keys, hook in itertools.chain(*self.hook_lists):
+                    if key in keys:
+                        call(f"on_rotate({key!r})", hook, key, version)
+
+    def _failed(self, errors: cabc.Mapping[str, VaultError]) -> None:
+        kinds = [type(error).__name__ for error in errors.values()]
+        _log.warning(
+            "The refresh fails, and the app goes on with what it has: %s",
+            next(iter(errors.values())),
+        )
+        self._later(
+            lambda: self._signal(refresh_failed, paths=tuple(errors), error=kinds[0])
+        )
+
+    def _recovered(self, seconds: float) -> None:
+        _log.warning("The refresh works again after %.0f s.", seconds)
+        self._later(lambda: self._signal(refresh_recovered, seconds=seconds))
+
+    def _signal(self, signal: t.Any, **arguments: t.Any) -> None:
+        with self._app_context():
+            send(signal, self.app, **arguments)
 
     # --- rotations of this process ---------------------------------------------------
 
     def _rotated(self, rotated: Rotated) -> None:
-        changed: list[tuple[Outcome, str]] = []
+        place = rotated.location
 
-        for entry in self.entries:
-            if self.client.catalog.location_of(entry) != rotated.location:
-                continue
+        if place not in self.live.places:
+            return
 
-            outcome = resolve_entry(entry, rotated.document, os.environ)
+        base = self.live.applied.get(place)
+        found = Held(rotated.document, 0.0)
 
-            if outcome.source != "vault":
+        # When a version was made only the server knows, and a ring goes by that. A
+        # command ends before it would matter.
+        if self.live.needs(place) and MODE.get() is None:
+            try:
+                found = self.client.poll(place, self.live.needs(place), base)
+            except VaultError as error:
                 _log.warning(
-                    "%s keeps its value, since the rotated one does not serve: %s",
-                    entry.key,
-                    outcome.error,
+                    "The key ring of %r learns of the rotation at the next refresh: %s",
+                    place.path,
+                    error,
                 )
-                continue
+                return
+        elif base is not None:
+            found = dataclasses.replace(found, history=base.history)
 
-            self.outcomes[entry.key] = outcome.without_value()
-            field = entry.reference.field
+        learned = self._learn({place: found}, "local")
 
-            if field in rotated.fields:
-                changed.append((outcome, field))
-            elif field is None and self.app.config.get(entry.key) != outcome.value:
-                changed.append((outcome, entry.rotated_field or rotated.fields[0]))
+        for problem in learned.rejected.values():
+            _log.warning("%s", problem)
 
-        # All of them before the first signal: a receiver sees the whole new state.
-        for outcome, _ in changed:
-            self.app.config[outcome.entry.key] = outcome.value
-
-        with self._app_context():
-            for outcome, field in changed:
-                send(
-                    secret_rotated,
-                    self.app,
-                    key=outcome.entry.key,
-                    path=rotated.location.path,
-                    field=field,
-                    version=rotated.version,
-                    previous_version=rotated.previous_version,
-                    origin="local",
-                )
+        self._tell()
 
     # --- contexts --------------------------------------------------------------------
+
+    def _place(self, entry: Entry) -> Location:
+        return self.client.catalog.location_of(entry)
 
     def _app_context(self) -> contextlib.AbstractContextManager[object]:
         if has_app_context() and current_app == self.app:
@@ -185,3 +655,15 @@ class AppState:
             pin = store._vault_snapshot = self.client.new_pin()
 
         return pin if pin.owner is self.client else None
+
+
+def _in_parallel(
+    work: cabc.Callable[[Location], Held | VaultError], places: list[Location]
+) -> list[tuple[Location, Held | VaultError]]:
+    if len(places) <= 1:
+        return [(place, work(place)) for place in places]
+
+    with concurrent.futures.ThreadPoolExecutor(
+        min(PARALLEL, len(places)), thread_name_prefix="flask-vault-load"
+    ) as pool:
+        return list(zip(places, pool.map(work, places), strict=True))

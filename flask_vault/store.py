@@ -13,6 +13,7 @@ import typing as t
 
 from .errors import VaultError
 from .errors import without_frames
+from .history import History
 from .vault.documents import Document
 from .vault.documents import Location
 from .vault.kv import KV
@@ -34,6 +35,8 @@ class Held:
 
     document: Document
     since: float
+    #: Of a path with a key ring, once it was read.
+    history: History | None = None
 
 
 class Snapshot(dict[Location, Held]):
@@ -164,6 +167,25 @@ class Store:
         """Hold a document that serves until it can be read."""
         self._hold(location, document, self._clock() - self._ttl)
 
+    def adopt(self, found: cabc.Mapping[Location, Held]) -> None:
+        """Hold what a poll has found and judged, all of it at once."""
+        with self._sync.get().lock:
+            kept = dict(self.snapshot)
+
+            for location, new in found.items():
+                held = kept.get(location)
+                self._failures.pop(location, None)
+
+                # Written by this process while the poll was on its way.
+                if held is not None and new.document.is_older_than(held.document):
+                    new = dataclasses.replace(
+                        new, document=held.document, since=held.since
+                    )
+
+                kept[location] = new
+
+            self.snapshot = Snapshot(kept)
+
     def clear(self) -> None:
         """Forget every document, the stale ones too."""
         with self._sync.get().lock:
@@ -211,7 +233,7 @@ class Store:
                 return
 
             # A standby that lags behind, or a server that was restored to an old state.
-            if held is not None and _is_older(document, held.document):
+            if held is not None and document.is_older_than(held.document):
                 _log.warning(
                     "Vault serves version %s of %r after version %s, which is kept"
                     " until the process starts anew or clears its cache.",
@@ -221,7 +243,10 @@ class Store:
                 )
                 document = held.document
 
-            self.snapshot = self.snapshot.having(location, Held(document, since))
+            history = None if held is None else held.history
+            self.snapshot = self.snapshot.having(
+                location, Held(document, since, history)
+            )
 
     def _failed(self, location: Location, error: VaultError) -> None:
         held = self.snapshot.get(location)
@@ -248,17 +273,3 @@ class Store:
 
         # Each thread gets one of its own: a raise writes to it.
         raise copy.copy(error)
-
-
-def _is_older(document: Document, held: Document) -> bool:
-    """Whether a document is a step back. A key that was made anew begins at 1 again."""
-    if document.version is None or held.version is None:
-        return False
-
-    if document.version >= held.version:
-        return False
-
-    if document.created is None or held.created is None:
-        return True
-
-    return document.created <= held.created

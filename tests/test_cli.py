@@ -405,7 +405,7 @@ def test_set_writes_one_field_and_keeps_the_others(
 def test_set_says_that_others_learn_of_it_by_polling(shop: Factory) -> None:
     result = run(shop, "set", "SECRET_KEY", stdin="new")
     assert "Other processes learn of it by polling" in result.stdout
-    assert "VAULT_CACHE_TTL" in result.stdout
+    assert "VAULT_REFRESH_INTERVAL" in result.stdout
 
 
 def test_set_makes_a_document_that_is_not_there(

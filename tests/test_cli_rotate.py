@@ -206,7 +206,7 @@ def test_each_rotation_names_its_backup_its_operation_and_its_end(shop: Shop) ->
 
     assert len(lines) == 3
     assert lines[-1].startswith(POLLING)
-    assert "VAULT_CACHE_TTL" in lines[-1]
+    assert "VAULT_REFRESH_INTERVAL" in lines[-1]
 
 
 @pytest.mark.parametrize(

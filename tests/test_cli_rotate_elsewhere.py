@@ -30,10 +30,10 @@ from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
 from flask_vault.testing.plugin import VaultMount
 from tests.apps import provider
-from tests.databases import Postgres
 from tests.helpers import approle
 from tests.helpers import BACKUP_KEY
 from tests.helpers import is_write
+from tests.postgres import Postgres
 
 FIRST = "first-password-77d0"
 
@@ -132,7 +132,7 @@ def shop(
     vault_mount.write(
         "database",
         {
-            "username": postgres.new_user(FIRST),
+            "username": postgres.create_user(FIRST),
             "password": FIRST,
             "host": f"127.0.0.1:{postgres.port}",
         },
@@ -176,7 +176,7 @@ def test_no_wait_ends_where_a_wait_begins_and_the_next_run_goes_on(shop: Shop) -
 def test_all_wait_together(shop: Shop) -> None:
     shop.more["VAULT_PROPAGATION_WINDOW"] = 0.5
     other = {**DATABASE, "ref": "database-2"}
-    user = shop.postgres.new_user(FIRST)
+    user = shop.postgres.create_user(FIRST)
     shop.mount.write("database-2", {**shop.mount.read("database"), "username": user})
     shop.secrets["DATABASE_2_URL"] = other
     steps: list[str] = []
@@ -330,8 +330,7 @@ def test_due_is_counted_for_each_field(
     shop.mount.write("flask", {"secret_key": "first-secret-key", "salt": "y"})
     client = VaultClient.from_mapping(shop.create_app().config, {})
     (target,) = client.catalog.plan("SECRET_KEY").targets
-    first, second = client.kv.created_times(target.location).values()
-    assert first is not None and second is not None
+    first, second = (s.created for s in client.versions.of(target.location).stamps)
     now = second + datetime.timedelta(hours=1)
     monkeypatch.setattr(client.kv, "now", lambda: now)
     since_between = (now - first).total_seconds() - (second - first).total_seconds() / 2

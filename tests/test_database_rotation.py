@@ -20,8 +20,9 @@ from flask_vault.rotation.operations import Result
 from flask_vault.rotation.rotators import Rejected
 from flask_vault.rotation.steps import seam
 from flask_vault.testing.plugin import VaultMount
-from tests.databases import Postgres
 from tests.helpers import BACKUP_KEY
+from tests.postgres import Postgres
+from tests.postgres import TRUSTED
 
 FIRST = "first-password-77d0"
 
@@ -81,7 +82,7 @@ class Shop:
 
 @pytest.fixture
 def shop(vault_mount: VaultMount, postgres: Postgres, tmp_path: pathlib.Path) -> Shop:
-    user = postgres.new_user(FIRST)
+    user = postgres.create_user(FIRST)
     vault_mount.write(
         "database",
         {"username": user, "password": FIRST, "host": f"127.0.0.1:{postgres.port}"},
@@ -91,7 +92,7 @@ def shop(vault_mount: VaultMount, postgres: Postgres, tmp_path: pathlib.Path) ->
 
 def admin(shop: Shop, name: str = "admin_") -> None:
     """Give the rotation an administrator of its own."""
-    user = shop.postgres.new_user("admin-password", "SUPERUSER")
+    user = shop.postgres.create_user("admin-password", "SUPERUSER")
     host = shop.document()["host"]
     url = f"postgresql+psycopg://{user}:admin-password@{host}/postgres"
     shop.mount.write("database-admin", {"url": url})
@@ -100,7 +101,7 @@ def admin(shop: Shop, name: str = "admin_") -> None:
 
 def alternating(shop: Shop) -> tuple[str, str]:
     first = shop.document()["username"]
-    second = shop.postgres.new_user("nobody-knows-this-one")
+    second = shop.postgres.create_user("nobody-knows-this-one")
     admin(shop)
     shop.rotate["users"] = [first, second]
     return first, second
@@ -158,7 +159,7 @@ def test_of_two_users_the_previous_can_be_closed(shop: Shop) -> None:
 def test_a_user_with_the_right_changes_the_other_one(shop: Shop) -> None:
     first, second = alternating(shop)
     del shop.rotate["admin"]
-    shop.postgres.execute(
+    shop.postgres.run(
         f"ALTER ROLE {first} CREATEROLE",
         f"GRANT {second} TO {first} WITH ADMIN OPTION",
     )
@@ -202,8 +203,8 @@ def test_the_databases_log_holds_no_password(shop: Shop) -> None:
 
 
 def test_the_verifier_is_one_that_the_server_would_make(postgres: Postgres) -> None:
-    user = postgres.new_user("other")
-    postgres.execute(f"ALTER ROLE {user} PASSWORD '{scram_verifier('pass-word')}'")
+    user = postgres.create_user("other")
+    postgres.run(f"ALTER ROLE {user} PASSWORD '{scram_verifier('pass-word')}'")
     assert postgres.logs_in(user, "pass-word")
 
     with pytest.raises(Rejected):
@@ -215,13 +216,11 @@ def test_the_verifier_is_one_that_the_server_would_make(postgres: Postgres) -> N
 
 def test_a_database_that_takes_any_password_is_refused(shop: Shop) -> None:
     """No login proves anything there."""
-    if not shop.postgres.execute("SELECT 1 FROM pg_roles WHERE rolname = 'trusted'"):
-        shop.postgres.execute("CREATE ROLE trusted LOGIN")
-
-    before = {**shop.document(), "username": "trusted"}
+    shop.postgres.run(f"DROP ROLE IF EXISTS {TRUSTED}", f"CREATE ROLE {TRUSTED} LOGIN")
+    before = {**shop.document(), "username": TRUSTED}
     shop.mount.write("database", before)
 
-    with pytest.raises(RotationError, match="takes any password of 'trusted'"):
+    with pytest.raises(RotationError, match=f"takes any password of '{TRUSTED}'"):
         shop.client().rotate_secret("database", "password")
 
     assert shop.document() == before
@@ -309,7 +308,7 @@ def test_a_password_that_somebody_else_changed_meanwhile_needs_a_person(
     def interfere(step: str) -> None:
         if step == "applying":
             user = shop.document()["username"]
-            shop.postgres.execute(f"ALTER ROLE {user} PASSWORD 'by hand'")
+            shop.postgres.run(f"ALTER ROLE {user} PASSWORD 'by hand'")
 
     with seam(interfere):
         result = shop.run()
@@ -322,7 +321,7 @@ def test_a_password_that_somebody_else_changed_meanwhile_needs_a_person(
     assert shop.mount.read("database") == stuck
 
     # Whatever is in the journal is a way out.
-    shop.postgres.execute(f"ALTER ROLE {stuck['username']} PASSWORD '{FIRST}'")
+    shop.postgres.run(f"ALTER ROLE {stuck['username']} PASSWORD '{FIRST}'")
     assert shop.run().state == "done"
     assert shop.live_logs_in()
 
@@ -354,7 +353,7 @@ def test_a_right_that_is_missing_is_not_the_values_fault(shop: Shop) -> None:
 
     # Given the right, the same operation goes on.
     first = shop.document()["username"]
-    shop.postgres.execute(
+    shop.postgres.run(
         f"ALTER ROLE {first} CREATEROLE",
         f"GRANT {second} TO {first} WITH ADMIN OPTION",
     )

@@ -55,7 +55,7 @@ from flask_vault.vault.auth import _METHODS as METHODS
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.rst"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.rst"))]
 
 #: What is run or used, and what is only looked at.
 RUN = ("console", "json", "python", "text", "toml")

@@ -11,6 +11,10 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from flask_vault.errors import RotationError
 from flask_vault.errors import VaultConfigError
@@ -67,12 +71,23 @@ def returns_blanks():
 
 
 def test_the_names_of_the_builtin_generators() -> None:
-    assert GENERATORS == ("token", "password", "hex", "fernet")
+    assert GENERATORS == (
+        "token",
+        "password",
+        "hex",
+        "fernet",
+        "rsa",
+        "ec",
+        "ed25519",
+    )
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_every_value_is_a_new_one(generator: str) -> None:
-    assert len({make(generator, {}) for _ in range(50)}) == 50
+    # An RSA key takes a tenth of a second.
+    times = 3 if generator == "rsa" else 50
+
+    assert len({make(generator, {}) for _ in range(times)}) == times
 
 
 @pytest.mark.parametrize(("options", "size"), [({}, 32), ({"bytes": 48}, 48)])
@@ -96,6 +111,30 @@ def test_a_fernet_key_encrypts() -> None:
     fernet = Fernet(make("fernet", {}))
 
     assert fernet.decrypt(fernet.encrypt(b"text")) == b"text"
+
+
+@pytest.mark.parametrize(
+    ("generator", "options", "kind", "bits"),
+    [
+        ("rsa", {}, rsa.RSAPrivateKey, 2048),
+        ("rsa", {"bits": 3072}, rsa.RSAPrivateKey, 3072),
+        ("ec", {}, ec.EllipticCurvePrivateKey, 256),
+        ("ec", {"curve": "P-256"}, ec.EllipticCurvePrivateKey, 256),
+        ("ec", {"curve": "P-384"}, ec.EllipticCurvePrivateKey, 384),
+        ("ec", {"curve": "P-521"}, ec.EllipticCurvePrivateKey, 521),
+        ("ed25519", {}, ed25519.Ed25519PrivateKey, None),
+    ],
+)
+def test_a_key_pair_is_its_private_half_as_pkcs8_pem(
+    generator: str, options: dict[str, object], kind: type, bits: int | None
+) -> None:
+    value = make(generator, options)
+    key = load_pem_private_key(value.encode(), password=None)
+
+    assert value.startswith("-----BEGIN PRIVATE KEY-----\n")
+    assert value.endswith("\n-----END PRIVATE KEY-----\n")
+    assert isinstance(key, kind)
+    assert getattr(key, "key_size", None) == bits
 
 
 @pytest.mark.parametrize("length", [16, 32, 200])
@@ -145,6 +184,8 @@ def test_check_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     check("no_such_package.module.function", {})
     check("fernet", {})
     check("token", {"bytes": 16})
+    check("rsa", {"bits": 4096})
+    check("ec", {"curve": "P-384"})
 
 
 @pytest.mark.parametrize("function", [check, make])
@@ -173,6 +214,16 @@ def test_check_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("token", {"bytes": 32.0}, "must be a whole number, not a float"),
         ("token", {"bytes": True}, "must be a whole number, not a bool"),
         ("token", {"bytes": None}, "must be a whole number, not a NoneType"),
+        ("rsa", {"bits": 1024}, "must be from 2048 to 8192, not 1024"),
+        ("rsa", {"bits": 16384}, "must be from 2048 to 8192, not 16384"),
+        ("rsa", {"bits": 2049}, "must be a multiple of 8, not 2049"),
+        ("rsa", {"bits": "2048"}, "must be a whole number, not a str"),
+        ("rsa", {"curve": "P-256"}, "no option 'curve'. It takes 'bits'."),
+        ("ec", {"curve": "P-224"}, "one of 'P-256', 'P-384', 'P-521', not 'P-224'"),
+        ("ec", {"curve": 256}, "one of 'P-256', 'P-384', 'P-521', not int"),
+        ("ec", {"curve": ["P-256"]}, "one of 'P-256', 'P-384', 'P-521', not list"),
+        ("ec", {"curves": "P-256"}, "no option 'curves'. Did you mean 'curve'?"),
+        ("ed25519", {"bits": 256}, "no option 'bits'. It takes no options."),
     ],
 )
 def test_a_wrong_name_or_option_is_told_before_a_value_is_made(

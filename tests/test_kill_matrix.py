@@ -34,8 +34,8 @@ from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
 from flask_vault.testing.plugin import VaultMount
 from tests.apps import provider
-from tests.databases import Postgres
 from tests.helpers import BACKUP_KEY
+from tests.postgres import Postgres
 
 FIRST = "first-password-77d0"
 
@@ -104,10 +104,10 @@ class World:
 
         if kind.startswith("database"):
             self.rotate = {"kind": "database", "field": "password"}
-            before["username"] = self.postgres.new_user(FIRST)
+            before["username"] = self.postgres.create_user(FIRST)
 
         if kind == "database, alternating":
-            other = self.postgres.new_user("nobody-knows-this-one")
+            other = self.postgres.create_user("nobody-knows-this-one")
             self.rotate["users"] = [before["username"], other]
             self.rotate["admin"] = "admin#url"
 
@@ -224,7 +224,7 @@ def world(
     name = f"matrix-{secrets.token_hex(4)}"
     vault_server.enable_kv(name)
     mount = VaultMount(name, vault_server.address, vault_server.root_token)
-    admin = postgres.new_user("admin-password", "SUPERUSER")
+    admin = postgres.create_user("admin-password", "SUPERUSER")
     host = f"127.0.0.1:{postgres.port}"
     url = f"postgresql+psycopg://{admin}:admin-password@{host}/postgres"
     mount.write("admin", {"url": url})

@@ -20,7 +20,7 @@ GROUND = {"errors", "paths", "signals"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "paths": set(),
-    "signals": set(),
+    "signals": {"errors"},
     "vault": GROUND,
     "settings": GROUND,
     "keyring": GROUND,
@@ -35,7 +35,19 @@ MAY_IMPORT["catalog"] = MAY_IMPORT["values"] | {"values", "vault", "rotation"}
 MAY_IMPORT["rotations"] = MAY_IMPORT["catalog"] | {"catalog", "settings"}
 MAY_IMPORT["bootstrap"] = GROUND | {"vault", "rotation"}
 MAY_IMPORT["startup"] = MAY_IMPORT["store"] | {"store", "bootstrap"}
+MAY_IMPORT["keyring"] = set()
+MAY_IMPORT["history"] = GROUND | {"vault"}
+MAY_IMPORT["store"] |= {"history"}
+MAY_IMPORT["polling"] = GROUND | {"vault", "history", "store"}
+MAY_IMPORT["candidates"] = MAY_IMPORT["resolve"] | {"resolve", "keyring"}
+MAY_IMPORT["rings"] = MAY_IMPORT["resolve"] | {"resolve", "keyring", "history"}
+MAY_IMPORT["config_writer"] = MAY_IMPORT["entries"] | {"entries", "keyring"}
+MAY_IMPORT["live"] = MAY_IMPORT["rings"] | {"rings", "config_writer"}
+MAY_IMPORT["announcer"] = GROUND | {"vault"}
 MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
+    "history",
+    "keyring",
+    "polling",
     "bootstrap",
     "startup",
     "resolve",
@@ -48,10 +60,11 @@ MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
 MAY_IMPORT["testing"] = {"errors"}
 
 BELOW_THE_TOP = set(MAY_IMPORT) - {"testing"}
-MAY_IMPORT["refresher"] = BELOW_THE_TOP
+MAY_IMPORT["refresher"] = GROUND | {"vault"}
 MAY_IMPORT["placeholders"] = GROUND | {"templates"}
-MAY_IMPORT["state"] = BELOW_THE_TOP
+MAY_IMPORT["state"] = BELOW_THE_TOP | {"refresher", "invocation"}
 MAY_IMPORT["health"] = BELOW_THE_TOP | {"state"}
+MAY_IMPORT["session_guard"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["invocation"] = GROUND
 MAY_IMPORT["loading"] = BELOW_THE_TOP | {"state", "invocation"}
 MAY_IMPORT["extension"] = BELOW_THE_TOP | {
@@ -61,7 +74,9 @@ MAY_IMPORT["extension"] = BELOW_THE_TOP | {
     "invocation",
     "loading",
     "placeholders",
+    "session_guard",
 }
+MAY_IMPORT["integrations"] = BELOW_THE_TOP | {"extension", "state", "invocation"}
 MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "loading"}
 MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
@@ -70,7 +85,7 @@ MAY_IMPORT["audit_command"] = MAY_IMPORT["rotate_command"]
 MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.
-MAY_IMPORT["__init__"] = BELOW_THE_TOP | {"extension"}
+MAY_IMPORT["__init__"] = BELOW_THE_TOP | {"extension", "state"}
 
 WITHOUT_FLASK = {"vault", "rotation"}
 

@@ -19,9 +19,9 @@ from flask_vault import AlreadyRotatedError
 from flask_vault.rotation.backup import BackupStore
 from flask_vault.rotation.operations import Result
 from flask_vault.rotation.steps import seam
-from tests.databases import Postgres
 from tests.helpers import at_once
 from tests.helpers import BACKUP_KEY
+from tests.postgres import Postgres
 from tests.test_database_rotation import alternating
 from tests.test_database_rotation import FIRST
 from tests.test_database_rotation import Shop

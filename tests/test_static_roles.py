@@ -16,7 +16,7 @@ from flask_vault import VaultConfigError
 from flask_vault.testing import DevServer
 from flask_vault.testing.api import Api
 from flask_vault.testing.plugin import VaultMount
-from tests.databases import Postgres
+from tests.postgres import Postgres
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def role(vault_server: DevServer, postgres: Postgres) -> str:
     """The reference of a role, whose user is in the database."""
     mount = f"database-{secrets.token_hex(4)}"
     api, token = Api(vault_server.address), vault_server.root_token
-    admin = postgres.new_user("admin-password", "SUPERUSER")
-    user = postgres.new_user("nobody-knows-this-one")
+    admin = postgres.create_user("admin-password", "SUPERUSER")
+    user = postgres.create_user("nobody-knows-this-one")
     api.call("POST", f"sys/mounts/{mount}", {"type": "database"}, token=token)
     url = "postgresql://{{username}}:{{password}}@" + f"127.0.0.1:{postgres.port}"
     api.call(

@@ -23,6 +23,9 @@ import typing as t
 from ..errors import RotationError
 from ..errors import VaultConfigError
 
+if t.TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
 # Safe unquoted in a URL, a shell and a .env file. "~" is left out: a shell expands it.
 _PUNCTUATION = "-._"
 _CLASSES = (
@@ -33,11 +36,14 @@ _CLASSES = (
 )
 
 
-def _token(options: cabc.Mapping[str, int]) -> str:
+_Options = cabc.Mapping[str, t.Any]
+
+
+def _token(options: _Options) -> str:
     return secrets.token_urlsafe(options["bytes"])
 
 
-def _password(options: cabc.Mapping[str, int]) -> str:
+def _password(options: _Options) -> str:
     alphabet = "".join(_CLASSES)
 
     # Drawing again, rather than placing one character of each class, keeps every valid
@@ -52,14 +58,49 @@ def _password(options: cabc.Mapping[str, int]) -> str:
             return value
 
 
-def _hex(options: cabc.Mapping[str, int]) -> str:
+def _hex(options: _Options) -> str:
     return secrets.token_hex(options["bytes"])
 
 
-def _fernet(options: cabc.Mapping[str, int]) -> str:
+def _fernet(options: _Options) -> str:
     from cryptography.fernet import Fernet
 
     return Fernet.generate_key().decode("ascii")
+
+
+def _rsa(options: _Options) -> str:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    # 65537 is the exponent that everybody uses, and that FIPS 186-5 allows.
+    return _pem(rsa.generate_private_key(65537, options["bits"]))
+
+
+def _ec(options: _Options) -> str:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    curves = {
+        "P-256": ec.SECP256R1(),
+        "P-384": ec.SECP384R1(),
+        "P-521": ec.SECP521R1(),
+    }
+    return _pem(ec.generate_private_key(curves[options["curve"]]))
+
+
+def _ed25519(options: _Options) -> str:
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    return _pem(ed25519.Ed25519PrivateKey.generate())
+
+
+def _pem(key: PrivateKeyTypes) -> str:
+    """A private key as PKCS#8. Whoever needs the public one derives it."""
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode("ascii")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +110,58 @@ class _Size:
     default: int
     minimum: int
     maximum: int = 1024
+    multiple_of: int = 1
+
+    def demand_on(self, value: object) -> str | None:
+        """What the option must be and this value is not."""
+        # bool is an int: True would ask for one byte.
+        if not isinstance(value, int) or isinstance(value, bool):
+            return f"a whole number, not a {type(value).__name__}"
+
+        if not self.minimum <= value <= self.maximum:
+            return f"from {self.minimum} to {self.maximum}, not {value}"
+
+        if value % self.multiple_of:
+            return f"a multiple of {self.multiple_of}, not {value}"
+
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """An option that is one of a few words."""
+
+    default: str
+    choices: tuple[str, ...]
+
+    def demand_on(self, value: object) -> str | None:
+        """What the option must be and this value is not."""
+        if value in self.choices:
+            return None
+
+        shown = repr(value) if isinstance(value, str) else type(value).__name__
+        return f"one of {_join(self.choices)}, not {shown}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Builtin:
-    make: cabc.Callable[[cabc.Mapping[str, int]], str]
-    options: cabc.Mapping[str, _Size] = dataclasses.field(default_factory=dict)
+    make: cabc.Callable[[_Options], str]
+    options: cabc.Mapping[str, _Size | _Choice] = dataclasses.field(
+        default_factory=dict
+    )
 
+
+_CURVES: t.Final = ("P-256", "P-384", "P-521")
 
 _BUILTINS: t.Final[cabc.Mapping[str, _Builtin]] = {
     "token": _Builtin(_token, {"bytes": _Size(default=32, minimum=16)}),
     "password": _Builtin(_password, {"length": _Size(default=32, minimum=16)}),
     "hex": _Builtin(_hex, {"bytes": _Size(default=32, minimum=16)}),
     "fernet": _Builtin(_fernet),
+    # RFC 7518 allows no signature below 2048 bits. A key of 8192 takes many seconds.
+    "rsa": _Builtin(_rsa, {"bits": _Size(2048, 2048, 8192, multiple_of=8)}),
+    "ec": _Builtin(_ec, {"curve": _Choice(default="P-256", choices=_CURVES)}),
+    "ed25519": _Builtin(_ed25519),
 }
 
 GENERATORS: t.Final[tuple[str, ...]] = tuple(_BUILTINS)
@@ -99,7 +179,7 @@ def check(generator: str, options: cabc.Mapping[str, object]) -> None:
         options.
     """
     if (builtin := _BUILTINS.get(generator)) is not None:
-        _sizes(generator, builtin, options)
+        _complete(generator, builtin, options)
     elif _split(generator) is None:
         raise VaultConfigError(
             f"There is no generator {generator!r}.{_suggestion(generator, GENERATORS)}"
@@ -112,8 +192,10 @@ def make(generator: str, options: cabc.Mapping[str, object]) -> str:
     """Make a new value.
 
     :param generator: a name of :data:`GENERATORS` or a dotted path.
-    :param options: ``bytes`` for ``token`` and ``hex``, ``length`` for ``password``;
-        for a dotted path, the function's keyword arguments.
+    :param options: ``bytes`` for ``token`` and ``hex``, ``length`` for ``password``,
+        ``bits`` for ``rsa``, ``curve`` for ``ec``; for a dotted path, the function's
+        keyword arguments.
+    :return: text; of ``rsa``, ``ec`` and ``ed25519`` a private key as PKCS#8 in PEM.
     :raises VaultConfigError: as :func:`check` does, and when a dotted path cannot be
         imported, is not callable, or does not take these options.
     :raises RotationError: when the function of a dotted path raised, or returned
@@ -122,18 +204,21 @@ def make(generator: str, options: cabc.Mapping[str, object]) -> str:
     check(generator, options)
 
     if (builtin := _BUILTINS.get(generator)) is not None:
-        return builtin.make(_sizes(generator, builtin, options))
+        return builtin.make(_complete(generator, builtin, options))
 
     return _call(generator, load(generator, "generator"), options)
 
 
-def _sizes(
+def _complete(
     generator: str, builtin: _Builtin, options: cabc.Mapping[str, object]
-) -> dict[str, int]:
-    sizes = {name: size.default for name, size in builtin.options.items()}
+) -> dict[str, object]:
+    """The options with the defaults of those that are not given, all checked."""
+    complete: dict[str, object] = {
+        name: option.default for name, option in builtin.options.items()
+    }
 
     for name, value in options.items():
-        if (size := builtin.options.get(name)) is None:
+        if (option := builtin.options.get(name)) is None:
             takes = (
                 f" It takes {_join(builtin.options)}."
                 if builtin.options
@@ -144,22 +229,14 @@ def _sizes(
                 f"{_suggestion(name, builtin.options)}{takes}"
             )
 
-        # bool is an int: True would ask for one byte.
-        if not isinstance(value, int) or isinstance(value, bool):
+        if (demand := option.demand_on(value)) is not None:
             raise VaultConfigError(
-                f"The option {name!r} of the generator {generator!r} must be a whole"
-                f" number, not a {type(value).__name__}."
+                f"The option {name!r} of the generator {generator!r} must be {demand}."
             )
 
-        if not size.minimum <= value <= size.maximum:
-            raise VaultConfigError(
-                f"The option {name!r} of the generator {generator!r} must be from"
-                f" {size.minimum} to {size.maximum}, not {value}."
-            )
+        complete[name] = value
 
-        sizes[name] = value
-
-    return sizes
+    return complete
 
 
 def _split(generator: str) -> tuple[str, str] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc as cabc
+import threading
 import typing as t
 
 import hvac.adapters
@@ -27,12 +29,68 @@ POOL_SIZE: t.Final = 8
 _SAFE_METHODS: t.Final = frozenset({"get", "head", "list"})
 
 
+class _Turns:
+    """Lets so many threads in at a time, and the others in the order they came.
+
+    urllib3's own queue of connections lets a thread that is running take back what it
+    has just given, and the others starve.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._lock = threading.Lock()
+        self._free = number
+        self._waiting: collections.deque[threading.Lock] = collections.deque()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+
+            gate = threading.Lock()
+            gate.acquire()
+            self._waiting.append(gate)
+
+        try:
+            gate.acquire()
+        except BaseException:
+            self._leave(gate)
+            raise
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pass_on()
+
+    def _leave(self, gate: threading.Lock) -> None:
+        """Give up waiting, as at Ctrl-C or a worker's timeout."""
+        with self._lock:
+            if gate in self._waiting:
+                self._waiting.remove(gate)
+                return
+
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
+
+
 class _Pool(requests.adapters.HTTPAdapter):
     """Connections that may expect another name in the server's certificate."""
 
     def __init__(self, server_name: str | None) -> None:
         self._server_name = server_name
+        self._turns = _Turns(POOL_SIZE)
         super().__init__(pool_connections=8, pool_maxsize=POOL_SIZE, pool_block=True)
+
+    def send(self, *args: t.Any, **kwargs: t.Any) -> requests.Response:
+        # The answer is read inside: that gives the connection back.
+        with self._turns:
+            response = super().send(*args, **kwargs)
+            _ = response.content
+            return response
 
     def init_poolmanager(self, *args: t.Any, **kwargs: t.Any) -> None:
         if self._server_name is not None:
@@ -208,8 +266,6 @@ class VaultAdapter(_Adapter):
                 cert=session.cert,
                 proxies=session.proxies,
             )
-            # Read here: it may break off.
-            _ = response.content
         except Exception as error:
             # Whatever it is that the layers below raise may hold the token.
             # Returned, not raised: an exception that is raised here has a context, and

@@ -8,6 +8,8 @@ import datetime
 import re
 import typing as t
 
+_RESOLUTION: t.Final = datetime.timedelta(seconds=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Location:
@@ -39,6 +41,60 @@ class Document:
     created: datetime.datetime | None = None
     #: ``cache`` when it comes from the file of an earlier start.
     origin: t.Literal["vault", "cache"] = "vault"
+
+    def is_older_than(self, other: Document) -> bool:
+        """Whether it is a step back. A key that was made anew begins at 1 again."""
+        if self.version is None or other.version is None:
+            return False
+
+        if self.version >= other.version:
+            return False
+
+        if self.created is None or other.created is None:
+            return True
+
+        return self.created <= other.created
+
+    def is_same_as(self, other: Document) -> bool:
+        """Whether it is the same version. KV v1 has none, so its fields tell."""
+        if self.version is None or self.created is None or other.created is None:
+            return self.version == other.version and self.data == other.data
+
+        return (self.version, self.created) == (other.version, other.created)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """What is known of one version of a document, but its fields."""
+
+    number: int
+    created: datetime.datetime
+    #: From when on it is deleted, which may lie ahead.
+    deleted: datetime.datetime | None = None
+    destroyed: bool = False
+
+    def is_gone(self, now: datetime.datetime) -> bool:
+        """Whether its fields are not to be had (any more).
+
+        :param now: the server's time as its ``Date`` header tells it, which is cut to a
+            second.
+        """
+        if self.destroyed or self.deleted is None:
+            return self.destroyed
+
+        return self.deleted <= now + _RESOLUTION
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What KV v2 tells of a document's versions.
+
+    :param stamps: oldest first.
+    :param max_versions: how many it keeps; ``None`` leaves that to the mount.
+    """
+
+    stamps: tuple[Stamp, ...]
+    max_versions: int | None
 
 
 @dataclasses.dataclass(frozen=True)

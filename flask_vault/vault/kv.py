@@ -67,7 +67,7 @@ class KV:
         :raises VaultPermissionError: when the token may not read it.
         :raises VaultUnavailableError: when nobody could answer.
         """
-        mount, path = self._split(location)
+        mount, path = self.split(location)
 
         if mount.engine == "database":
             return self._read_static(location, retry)
@@ -110,7 +110,7 @@ class KV:
         :raises CheckAndSetError: when another version is there.
         """
         _check_json(location, data)
-        mount, path = self._split(location)
+        mount, path = self.split(location)
 
         if mount.engine != "kv":
             raise VaultConfigError(
@@ -198,7 +198,7 @@ class KV:
 
         :raises SecretNotFoundError: when there are none.
         """
-        mount, path = self._split(location)
+        mount, path = self.split(location)
         kv = "metadata/" if mount.version == 2 else ""
 
         route = f"{mount.name}/{kv}{path}".rstrip("/")
@@ -241,29 +241,6 @@ class KV:
             version = (error.metadata or {}).get("version", 0)
             return Document(location.path, {}, int(version))
 
-    def created_times(self, location: Location) -> dict[int, datetime.datetime | None]:
-        """When each version that can still be read was made, by the server's clock.
-
-        Needs the capability ``read`` on ``metadata/``.
-
-        :raises SecretNotFoundError: when nothing was ever written there.
-        :raises VaultPermissionError: when the token may not see it.
-        """
-        mount, path = self._split(location)
-        route = f"{mount.name}/metadata/{path}"
-
-        try:
-            answer = self._transport.call(lambda client: client.read(quote(route)))
-        except VaultPermissionError as error:
-            raise denied(error, location, route, "read") from None
-
-        data = mapping(t.cast("dict[str, t.Any]", answer).get("data"))
-        return {
-            int(number): parse_time(version)
-            for number, version in mapping(data.get("versions")).items()
-            if not version.get("destroyed") and not version.get("deletion_time")
-        }
-
     def capabilities(self, routes: cabc.Sequence[str]) -> dict[str, set[str]]:
         """What the token may do at these paths of the API."""
         answer = self._transport.call(
@@ -285,25 +262,6 @@ class KV:
 
         data = mapping(t.cast("dict[str, t.Any]", answer).get("data"))
         return {name: data.get(name) for name in ("accessor", "display_name")}
-
-    def destroy(self, location: Location, versions: cabc.Collection[int]) -> None:
-        """Remove the data of versions for good.
-
-        Needs the capability ``update`` on ``destroy/``.
-
-        :raises VaultPermissionError: when the token may not.
-        """
-        mount, path = self._split(location)
-        route = f"{mount.name}/destroy/{path}"
-
-        try:
-            self._transport.call(
-                lambda client: client.write_data(
-                    quote(route), data={"versions": sorted(versions)}
-                )
-            )
-        except VaultPermissionError as error:
-            raise denied(error, location, route, "update") from None
 
     def make_mount(self, location: Location) -> None:
         """Mount a key-value engine where a location needs one.
@@ -371,6 +329,11 @@ class KV:
 
         return mount
 
+    def split(self, location: Location) -> tuple[Mount, str]:
+        """The mount that a location is in, and the path below it."""
+        mount = self.mount_of(location)
+        return mount, location.path[len(mount.name) :].strip("/")
+
     # --- parts -----------------------------------------------------------------------
 
     def _ask_mount(self, path: str, hint: str | None) -> Mount:
@@ -412,10 +375,6 @@ class KV:
 
         version = mapping(data.get("options")).get("version")
         return Mount(name, 2 if str(version) == "2" else 1)
-
-    def _split(self, location: Location) -> tuple[Mount, str]:
-        mount = self.mount_of(location)
-        return mount, location.path[len(mount.name) :].strip("/")
 
     def rotate_role(self, location: Location) -> None:
         """Have the database engine make a new password for a static role, now.

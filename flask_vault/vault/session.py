@@ -109,6 +109,8 @@ class Session:
         self._verdict: tuple[str, float, bool] | None = None
         self._denials: dict[tuple[str, str | None], float] = {}
         self._made_here: tuple[int, str] | None = None
+        #: Monotonic time of the last answer that only the active node gives.
+        self.fresh_at: float | None = None
 
     def run(self, operation: cabc.Callable[[hvac.Client], T]) -> T:
         """Run an operation; after a 403 that a dead token explains, once more.
@@ -158,6 +160,34 @@ class Session:
     def login(self) -> None:
         """Log in, unless that was done before."""
         self._login(None)
+
+    def keep_alive(self) -> float:
+        """Take the next step in the token's life, when it is due.
+
+        :return: seconds until the one after it.
+        """
+        login = self._login(None)
+
+        # A look costs a use of a token that has few of them.
+        if login.uses_left is math.inf:
+            login = self._current()
+
+        return max(0.0, login.plan.at - time.monotonic())
+
+    def prove_fresh(self) -> None:
+        """Have the active node answer: the renewal of a token is a write.
+
+        Whatever it says of the token, it is there.
+
+        :raises VaultUnavailableError: when it did not answer.
+        """
+        login = self._current()
+
+        # Not hvac's own call: a token that may not be renewed is no failure here.
+        login.client.adapter.request(
+            "post", "/v1/auth/token/renew-self", raise_exception=False
+        )
+        self.fresh_at = time.monotonic()
 
     # --- the token's life ------------------------------------------------------------
 
@@ -225,6 +255,7 @@ class Session:
                     t.cast("str", None if asked is None else f"{asked}s")
                 )
                 token = login.token.renewed(t.cast("dict[str, t.Any]", answer), began)
+                self.fresh_at = time.monotonic()
             else:
                 answer = login.client.auth.token.lookup_self()
                 token = login.token.inspected(t.cast("dict[str, t.Any]", answer), began)
@@ -299,6 +330,9 @@ class Session:
         except VaultLoginError as error:
             self._refused = credential, error
             raise
+
+        if self._method.makes_tokens:
+            self.fresh_at = time.monotonic()
 
         if self._revoke_on_exit and token.ours:
             if self._made_here is None or self._made_here[0] != os.getpid():

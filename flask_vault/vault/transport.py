@@ -44,6 +44,7 @@ class Wire:
 
     def __init__(self) -> None:
         self._clock: tuple[float, float] | None = None
+        self._told: str | None = None
         #: The index of the last write to each URL, and of the last of all. An index is
         #: opaque, so those of writes that cross each other cannot be compared.
         self._indexes: dict[str, str] = {}
@@ -91,12 +92,25 @@ class Wire:
 
         now = time.monotonic()
 
-        if self._clock is not None and now - self._clock[1] < 10:
+        told = headers.get("Date")
+
+        # Within a second there is nothing new to be learned.
+        if told is None or told == self._told:
             return
 
-        with contextlib.suppress(KeyError, ValueError):
-            date = email.utils.parsedate_to_datetime(headers["Date"])
-            self._clock = date.timestamp(), now
+        with contextlib.suppress(ValueError):
+            date = email.utils.parsedate_to_datetime(told).timestamp()
+            self._told = told
+
+            # The header is cut to a second, so it tells the earliest that it can be.
+            # What we had is kept while it fits: time must not go back by the fraction.
+            if self._clock is not None:
+                had = self._clock[0] + now - self._clock[1]
+
+                if date <= had <= date + 1.5:
+                    return
+
+            self._clock = date, now
 
 
 class Transport:
@@ -181,6 +195,28 @@ class Transport:
     def now(self) -> datetime.datetime:
         """The server's time."""
         return self._wire.now()
+
+    @property
+    def fresh_at(self) -> float | None:
+        """Monotonic time of the last answer that only the active node gives."""
+        return self._session.fresh_at
+
+    def keep_alive(self) -> float:
+        """Take the next step in the token's life, when it is due.
+
+        :return: seconds until the one after it.
+        """
+        return self._session.keep_alive()
+
+    def prove_fresh(self) -> None:
+        """Ask what a standby cannot answer from what it has.
+
+        One that is cut off from its leader goes on answering reads, with old data and
+        without a limit (measured).
+
+        :raises VaultUnavailableError: when the active node did not answer.
+        """
+        self._session.prove_fresh()
 
     def health(self) -> dict[str, t.Any]:
         """What the server says of itself, sealed or not (``sys/health``)."""

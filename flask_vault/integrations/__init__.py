@@ -1,0 +1,1 @@
+"""What makes other extensions follow a rotation: one file for each, one call."""
