@@ -34,6 +34,7 @@ from .values import pick
 from .values import resolve
 from .vault.documents import Document
 from .vault.documents import Location
+from .vault.documents import Stamp
 from .vault.kv import KV
 from .vault.versions import Versions
 
@@ -308,11 +309,27 @@ class Rotations:
         old = [stamp.number for stamp in there if stamp.created <= limit]
 
         if not old:
-            # Version 1 still there: there never was an older one.
-            return unknown and all(stamp.number > 1 for stamp in there)
+            return unknown and self._may_be_older(document, field, there, location)
 
         at_that_time = self._kv.read(dataclasses.replace(location, version=max(old)))
         return bool(at_that_time.data.get(field) == document.data[field])
+
+    def _may_be_older(
+        self,
+        document: Document,
+        field: str,
+        there: cabc.Sequence[Stamp],
+        location: Location,
+    ) -> bool:
+        """Whether a value may be from before the oldest version that is left."""
+        first = min(stamp.number for stamp in there)
+
+        # Version 1 still there: there never was an older one.
+        if first == 1:
+            return False
+
+        oldest = self._kv.read(dataclasses.replace(location, version=first))
+        return bool(oldest.data.get(field) == document.data[field])
 
     def _filtered(
         self, plan: Plan, wanted: cabc.Callable[[Location, str], bool]

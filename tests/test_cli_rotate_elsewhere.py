@@ -346,6 +346,26 @@ def test_due_is_counted_for_each_field(
     assert not is_older("secret_key", 7200, unknown=True), "there was no older version"
 
 
+def test_a_history_that_is_cut_short_makes_nothing_due_that_was_just_rotated(
+    shop: Shop,
+) -> None:
+    """Each rotation writes five versions, and a mount keeps ten."""
+    shop.secrets["DATABASE_URL"] = {**DATABASE, "max_age": "30d"}
+
+    for _ in range(3):
+        assert shop.rotate("--secret", "DATABASE_URL").exit_code == 0
+
+    assert "nothing to do" in shop.rotate("--due").stdout
+
+    # Of this one nobody knows how old it is.
+    for number in range(11):
+        shop.mount.write("database", {**shop.mount.read("database"), "note": number})
+
+    assert shop.rotate("--due").exit_code == 0
+    assert shop.live_logs_in()
+    assert "nothing to do" in shop.rotate("--due").stdout
+
+
 def test_what_is_open_is_due(shop: Shop) -> None:
     shop.secrets["DATABASE_URL"] = {**DATABASE, "max_age": "30d"}
     interrupted(shop, "DATABASE_URL", "applying")
