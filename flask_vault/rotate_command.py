@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import functools
 import json
@@ -231,6 +232,11 @@ def _others(
             yield End(task.label, (task.field,), None, "unchanged", error)
 
         return
+
+    for place in {task.location for task in plan.tasks}:
+        # A rotation writes five versions; a mount keeps ten unless told otherwise.
+        with contextlib.suppress(VaultError):
+            client.keep_history(place)
 
     if wish.abort:
         results = [operations.abort(task, force=wish.yes) for task in plan.tasks]

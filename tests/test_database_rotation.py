@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
+import re
 import typing as t
 
 import pytest
@@ -360,3 +362,88 @@ def test_a_right_that_is_missing_is_not_the_values_fault(shop: Shop) -> None:
     again = shop.run()
     assert (again.state, again.operation) == ("done", record.operation)
     assert shop.live_logs_in()
+
+
+def test_a_session_that_the_server_ends_before_the_commit_is_begun_anew(
+    shop: Shop,
+) -> None:
+    user = shop.document()["username"]
+    ended: list[str] = []
+
+    def end(step: str) -> None:
+        if step == "before commit" and not ended:
+            ended.append(step)
+            of_user = f"FROM pg_stat_activity WHERE usename = '{user}'"
+            shop.postgres.run(f"SELECT pg_terminate_backend(pid) {of_user}")
+
+    with seam(end):
+        assert shop.run(verify_for=10).state == "done"
+
+    assert ended
+    assert shop.live_logs_in()
+
+
+def test_a_commit_whose_answer_is_lost_is_found_out(shop: Shop) -> None:
+    """The password was changed, and the rotator does not know."""
+
+    def interrupt(step: str) -> None:
+        if step == "committed":
+            raise ConnectionResetError
+
+    with seam(interrupt):
+        result = shop.run()
+
+    assert isinstance(result.error, UnfinishedRotationError)
+    record = record_of(shop.document(), "password")
+    assert record is not None and record.pending is not None
+    assert shop.run().operation == result.operation
+    assert shop.document()["password"] == record.pending["password"]
+    assert shop.live_logs_in()
+
+
+@pytest.mark.parametrize("step", ["applying", "committed"])
+def test_a_document_that_somebody_overwrites_meanwhile_is_not_taken_for_done(
+    step: str, shop: Shop
+) -> None:
+    """As "vault kv put" does, which knows nothing of the journal."""
+    before = shop.document()
+
+    def overwrite(reached: str) -> None:
+        if reached == step:
+            shop.mount.write("database", before)
+
+    with seam(overwrite):
+        result = shop.run()
+
+    assert type(result.error) is RotationError
+    assert result.state == "gone"
+    assert "somebody has overwritten the document" in str(result.error)
+    (version,) = re.findall(r"kv rollback .*-version=(\d+) database", str(result.error))
+
+    if step == "committed":
+        # A new run does not begin on top of it, and says the same.
+        again = shop.run()
+        assert type(again.error) is RotationError
+        assert f"-version={version} database" in str(again.error)
+
+    shop.mount.write("database", shop.mount.read("database", int(version)))
+    assert shop.run(begin=False).state == "done"
+    assert shop.live_logs_in()
+
+
+def test_nothing_that_is_logged_holds_a_password(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    for name in ("sqlalchemy.engine", "sqlalchemy.pool", "urllib3", "hvac"):
+        caplog.set_level(logging.DEBUG, name)
+
+    shop.client().rotate_secret("database", "password")
+    alternating(shop)
+    shop.client().rotate_secret("database", "password")
+    assert "flask_vault.audit" in {record.name for record in caplog.records}
+    assert FIRST not in caplog.text
+    assert shop.document()["password"] not in caplog.text
+    assert "SCRAM-SHA-256$" not in caplog.text
+    assert "admin-password" not in caplog.text

@@ -51,6 +51,10 @@ T = t.TypeVar("T")
 _MOST_VALUES: t.Final = 3
 
 
+#: In so many versions an operation is looked for that vanished from the document.
+_LOOK_BACK: t.Final = 3
+
+
 class _Superseded(Exception):
     """Another process has taken the operation further than this one knew."""
 
@@ -251,6 +255,8 @@ class _Run:
         self._document: Document | None = None
         self._final: Document | None = None
         self._previous_version: int | None = None
+        #: As it was seen last.
+        self._last: Record | None = None
         #: By Vault's clock, what this process wrote itself.
         self._since: dict[State, datetime.datetime] = {}
         #: Of the value that this process makes elsewhere.
@@ -323,6 +329,7 @@ class _Run:
 
         self.state = record.state
         self.backup = record.backup or self.backup
+        self._last = record
 
         try:
             return _HANDLERS[record.state](self, document, record)
@@ -361,6 +368,19 @@ class _Run:
             self._over = True
 
     def _end_by_others(self, document: Document) -> None:
+        # It ended, here or elsewhere; unless somebody has overwritten the document.
+        pending = (self._last.pending if self._last is not None else None) or {}
+        other = any(document.data.get(k) != v for k, v in pending.items())
+
+        if other and (trace := self._trace_of(document)):
+            self.state = "gone"
+            raise RotationError(
+                f"{self.task.name}: the operation {self.operation} is not in the"
+                " document any more, and its value neither: another run gave it up, or"
+                f" somebody has overwritten the document.{trace}",
+                path=document.path,
+            )
+
         self._final = document
         self.joined = True
         self.state = "done"
@@ -395,7 +415,15 @@ class _Run:
         operation = uuid.uuid4().hex
         rotator = self.rotator
         job = self._job(document, Record(operation, task.kind, "INTENT"))
-        self._call(rotator.check, job)
+
+        try:
+            self._call(rotator.check, job)
+        except RotationError as error:
+            if trace := self._trace_of(document):
+                raise RotationError(f"{error}{trace}", path=document.path) from None
+
+            raise
+
         elsewhere = rotator.creates_elsewhere and self._value is None
         nonce = _new_nonce() if elsewhere else None
         pending = self._value
@@ -431,6 +459,36 @@ class _Run:
             self.operation = operation
             self._note(state)
             reach("intended" if elsewhere else "prepared")
+
+    def _trace_of(self, document: Document) -> str:
+        """Where an operation is that vanished from the document, and the way back."""
+        newest = document.version or 0
+
+        for version in range(newest - 1, max(0, newest - 1 - _LOOK_BACK), -1):
+            location = dataclasses.replace(self.task.location, version=version)
+
+            try:
+                found = record_of(self.parent.kv.read(location).data, self.task.field)
+            except VaultError:
+                continue
+
+            if found is None:
+                continue
+
+            # A promoted one is at its end, and so is all that was before it.
+            if found.state not in ("PREPARED", "APPLYING"):
+                return ""
+
+            mount = self.parent.kv.mount_of(self.task.location).name
+            path = document.path[len(mount) + 1 :]
+            return (
+                f" Version {version} of it has an open rotation, the operation"
+                f" {found.operation} in the state {found.state}. To go on with that:"
+                f" 'vault kv rollback -mount={mount} -version={version} {path}', then"
+                f" 'flask vault rotate --secret {self.task.label} --resume'."
+            )
+
+        return ""
 
     def _rotated_by_others(self, document: Document) -> AlreadyRotatedError:
         # The version before the last still has the record, unless others wrote since.
