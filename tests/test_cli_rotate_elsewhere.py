@@ -23,8 +23,8 @@ from flask_vault import VaultClient
 from flask_vault.cli import vault_group
 from flask_vault.errors import VaultError
 from flask_vault.rotation.journal import record_of
-from flask_vault.rotation.operations import Rules
 from flask_vault.rotation.steps import seam
+from flask_vault.rotation.tasks import Rules
 from flask_vault.rotations import Rotations
 from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
