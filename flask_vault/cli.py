@@ -428,7 +428,9 @@ def rotate(
     mode: Mode = "inspect" if asks_nothing else "tolerate"
 
     with opened_app(context, mode, writes=True) as opened:
+        from . import backup_command
         from . import rotate_command
+        from . import rotate_plan
         from .entries import duration
 
         state, error = opened
@@ -442,14 +444,14 @@ def rotate(
             )
 
         if list_backups:
-            rotate_command.list_backups(state, as_json)
+            backup_command.list_backups(state, as_json)
             return
 
         if restore is not None:
-            rotate_command.restore(state, restore, dry_run=dry_run, yes=yes)
+            backup_command.restore(state, restore, dry_run=dry_run, yes=yes)
             return
 
-        wish = rotate_command.Wish(
+        wish = rotate_plan.Wish(
             selected=selected,
             due=due,
             min_age=None if min_age is None else duration(min_age, "--min-age"),
@@ -463,7 +465,7 @@ def rotate(
         )
 
         if dry_run:
-            rotate_command.dry_run(state, wish)
+            rotate_plan.dry_run(state, wish)
         else:
             rotate_command.rotate(state, wish)
 

@@ -82,6 +82,13 @@ MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
 MAY_IMPORT["audit_command"] = MAY_IMPORT["rotate_command"]
+MAY_IMPORT["backup_command"] = MAY_IMPORT["rotate_command"]
+MAY_IMPORT["rotate_plan"] = MAY_IMPORT["rotate_command"]
+MAY_IMPORT["reporter"] = BELOW_THE_TOP
+MAY_IMPORT["rotate_command"] = MAY_IMPORT["rotate_command"] | {
+    "reporter",
+    "rotate_plan",
+}
 MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.
