@@ -190,7 +190,17 @@ def _others(
             for task in plan.tasks
             if (document := client.held(task.location)) is not None
         }
-        results = operations.run(plan.tasks, seen=seen)
+
+        try:
+            results = operations.run(plan.tasks, seen=seen)
+        except KeyboardInterrupt:
+            reporter.close()
+            click.echo(
+                "Interrupted. What was begun is kept. To go on: flask vault rotate"
+                " --resume",
+                err=True,
+            )
+            raise
 
     reporter.close()
 

@@ -226,6 +226,7 @@ def interrupted(shop: Shop, name: str, step: str) -> None:
         )
 
     assert result.exit_code == 1
+    assert "To go on: flask vault rotate --resume" in result.stderr
 
 
 @pytest.mark.parametrize("step", ["prepared", "applying", "fenced"])
