@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import logging
 import typing as t
 
 from .entries import Entry
+from .errors import place_of
 from .errors import VaultConfigError
 from .keyring import KeyRing
+
+_log = logging.getLogger("flask_vault")
 
 #: Gives config values that follow from a ring, such as a list of its values.
 Follower = cabc.Callable[[KeyRing], cabc.Mapping[str, t.Any]]
@@ -54,7 +58,16 @@ class ConfigWriter:
 
         for key, ring in rings.items():
             for follower in self._followers.get(key, ()):
-                derived.update(follower(ring))
+                try:
+                    derived.update(follower(ring))
+                except Exception as error:
+                    # One of the user's must not keep the key from the others.
+                    _log.error(
+                        "What follows from %s could not be made: %s at %s.",
+                        key,
+                        type(error).__name__,
+                        place_of(error),
+                    )
 
         for key, value in derived.items():
             self._config[key] = value

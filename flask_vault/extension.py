@@ -19,6 +19,7 @@ from .errors import VaultError
 from .errors import without_frames
 from .invocation import for_cli
 from .invocation import will_not_use_it
+from .middleware import Touching
 from .placeholders import placeholders
 
 if t.TYPE_CHECKING:
@@ -79,7 +80,8 @@ class FlaskVault:
         self._wire(app, state)
 
         if state.settings.enabled and state.settings.refresh_mode != "off":
-            app.before_request(state.touch)
+            # Before the session is opened, which a hook of the request is not.
+            app.wsgi_app = Touching(app.wsgi_app, state)  # type: ignore[method-assign]
 
         if state.settings.health:
             from .health import new_blueprint

@@ -213,6 +213,11 @@ class _Reading:
         # What an earlier start has kept is asked for anew.
         self._known = {n: d for n, d in self._known.items() if d.origin == "vault"}
 
+    def knows(self, stamp: Stamp) -> bool:
+        """Whether a version is there without asking."""
+        known = self._known.get(stamp.number)
+        return known is not None and known.created == stamp.created
+
     def __call__(
         self, number: int, created: datetime.datetime | None = None
     ) -> Document:
@@ -246,9 +251,10 @@ def _walk(
             break
 
         newest = stamp is stamps[-1]
+        gone = stamp.is_gone(now)
 
         # One that was deleted last is served from memory, see History.gone().
-        if stamp.destroyed or (stamp.is_gone(now) and not newest):
+        if stamp.destroyed or (gone and not (newest and read.knows(stamp))):
             boundaries = [stamp.created] * len(needs)
             continue
 

@@ -208,20 +208,12 @@ class Refresher:
             with contextlib.suppress(VaultError):
                 self.now()
 
+        # When it did not answer a moment ago, nobody is held up for it again.
+        if running and self.freshness.failing_since is not None:
+            return False
+
         with here.rounds:
             return here.rounds.wait_for(lambda: here.done > seen, ASK_PATIENCE)
-
-    def age(self) -> float | None:
-        """Seconds for which nothing proves that what is known is still so."""
-        known = self.freshness.last_success, self.freshness.last_fresh
-        oldest = min((at for at in known if at is not None), default=None)
-        return None if oldest is None else max(0.0, time.monotonic() - oldest)
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether others may sign with keys that this process has not heard of."""
-        age = self.age()
-        return age is None or age > self._window
 
     def is_here(self) -> bool:
         """Whether this is the refresh thread."""
@@ -307,6 +299,28 @@ class Refresher:
         except RuntimeError as error:
             # No request fails for it; the health tells.
             _log.error("The refresh thread cannot be started: %s.", error)
+            return
+
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Wait for a round when what is known is from long ago.
+
+        A server that was loaded before it forked, or a worker that had nothing to do,
+        has the keys of its start.
+        """
+        known = self.freshness.last_success
+        here = self._local.get()
+        oldest = self._interval * (1 + JITTER)
+
+        if known is None or time.monotonic() - known <= oldest:
+            return
+
+        with here.rounds:
+            done = here.done
+            here.poll_at = 0.0
+            here.wake.set()
+            here.rounds.wait_for(lambda: here.done > done, ASK_PATIENCE)
 
     def _step_if_free(self) -> None:
         here = self._local.get()
@@ -364,7 +378,8 @@ class Refresher:
             if isinstance(error, VaultRateLimitedError)
         ]
         spread = random.uniform(0.5, 1.0)  # noqa: S311
-        return max([longest * spread, *asked])
+        # A proxy that asks for a day would leave the app without its keys.
+        return max(longest * spread, min(max(asked, default=0.0), self._interval))
 
     def _succeeded(self, began: float) -> None:
         since = self.freshness.failing_since

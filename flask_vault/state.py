@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import threading
+import time
 import typing as t
 
 from flask import current_app
@@ -127,6 +128,10 @@ class AppState:
         #: What is to be told when this thread has let go of its locks.
         self._jobs: collections.deque[Job] = collections.deque()
         self._changed: list[str] = []
+        #: With which path a round begins.
+        self._first = 0
+        #: Monotonic time at which the rings were known to be up to date.
+        self._seen_at: float | None = None
         # What the last asking brought, until the start is known to be good.
         self._found: dict[Location, Document | VaultError] = {}
         self._held: dict[Location, Held] = {}
@@ -157,6 +162,7 @@ class AppState:
         self.loaded = True
 
         if self.settings.enabled:
+            self._seen_at = time.monotonic()
             self.refresher.loaded(self.client.transport.fresh_at)
             self._keep_for_restart(self._found)
 
@@ -393,8 +399,17 @@ class AppState:
 
     @property
     def is_stale(self) -> bool:
-        """Whether others may sign with what this process has not heard of."""
-        return self.settings.enabled and self.refresher.is_stale
+        """Whether others may sign with what this process has not heard of.
+
+        That is the case when for longer than the window nothing has proved that it is
+        up to date. Without a key ring all paths count, else those of the rings.
+        """
+        if not self.settings.enabled:
+            return False
+
+        known = self._seen_at, self.refresher.freshness.last_fresh
+        oldest = min((at for at in known if at is not None), default=-math.inf)
+        return time.monotonic() - oldest > self.settings.propagation_window
 
     def touch(self) -> None:
         """Have the refresher do its work. Called at the start of each request."""
@@ -405,24 +420,43 @@ class AppState:
 
     def round(self) -> dict[str, VaultError]:
         """Ask for every path once; give what went wrong, by path."""
+        began = time.monotonic()
+        bases = self.live.applied
         found: dict[Location, Held] = {}
         errors: dict[str, VaultError] = {}
+        places = self.live.places
 
-        for place in self.live.places:
-            base = self.live.applied.get(place)
+        for place in (*places[self._first :], *places[: self._first]):
+            base = bases.get(place)
 
             try:
                 found[place] = self.client.poll(place, self.live.needs(place), base)
             except VaultError as error:
-                errors[place.path] = without_frames(error)
+                of_the_server = isinstance(error, _OF_THE_SERVER)
 
-                if isinstance(error, _OF_THE_SERVER):
+                # What was not there at the start is told by the health as it is.
+                if base is not None or of_the_server:
+                    errors[place.path] = without_frames(error)
+
+                if of_the_server:
+                    # The next round begins with the others.
+                    self._first = (places.index(place) + 1) % len(places)
                     break
 
-        learned = self._learn(found, "refresh")
+        learned = self._learn(found, "refresh", bases)
         errors.update({p.path: error for p, error in learned.rejected.items()})
         self.refresher.fresh(self.client.transport.fresh_at)
+
+        if all(p in found and p not in learned.rejected for p in self._watched(bases)):
+            self._seen_at = began
+
         return errors
+
+    def _watched(
+        self, applied: cabc.Mapping[Location, Held]
+    ) -> cabc.Collection[Location]:
+        rings = [place for place in applied if self.live.needs(place)]
+        return rings or applied
 
     def advance(self) -> None:
         """Move the rings whose time has come."""
@@ -454,8 +488,24 @@ class AppState:
         self.client.transport.prove_fresh()
         self.refresher.fresh(self.client.transport.fresh_at)
 
-    def _learn(self, found: cabc.Mapping[Location, Held], origin: str) -> Learned:
+    def _learn(
+        self,
+        found: cabc.Mapping[Location, Held],
+        origin: str,
+        bases: cabc.Mapping[Location, Held],
+    ) -> Learned:
+        """Take over what was found.
+
+        :param bases: what was there when it was asked for. A path that has changed
+            since, by a rotation of this process, is left for the next round.
+        """
         with self._lock.get():
+            present = self.live.applied
+            found = {
+                place: held
+                for place, held in found.items()
+                if _is_same(present.get(place), bases.get(place))
+            }
             learned = self.live.learn(found, self.client.now())
             applied = self.live.applied
 
@@ -603,8 +653,9 @@ class AppState:
         if place not in self.live.places:
             return
 
-        base = self.live.applied.get(place)
-        found = Held(rotated.document, 0.0)
+        bases = self.live.applied
+        base = bases.get(place)
+        found = Held(rotated.document, time.monotonic())
 
         # When a version was made only the server knows, and a ring goes by that. A
         # command ends before it would matter.
@@ -621,7 +672,7 @@ class AppState:
         elif base is not None:
             found = dataclasses.replace(found, history=base.history)
 
-        learned = self._learn({place: found}, "local")
+        learned = self._learn({place: found}, "local", bases)
 
         for problem in learned.rejected.values():
             _log.warning("%s", problem)
@@ -655,6 +706,13 @@ class AppState:
             pin = store._vault_snapshot = self.client.new_pin()
 
         return pin if pin.owner is self.client else None
+
+
+def _is_same(one: Held | None, other: Held | None) -> bool:
+    if one is None or other is None:
+        return one is other
+
+    return one.document is other.document and one.history is other.history
 
 
 def _in_parallel(

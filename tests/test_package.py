@@ -64,6 +64,7 @@ MAY_IMPORT["refresher"] = GROUND | {"vault"}
 MAY_IMPORT["placeholders"] = GROUND | {"templates"}
 MAY_IMPORT["state"] = BELOW_THE_TOP | {"refresher", "invocation"}
 MAY_IMPORT["health"] = BELOW_THE_TOP | {"state"}
+MAY_IMPORT["middleware"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["session_guard"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["invocation"] = GROUND
 MAY_IMPORT["loading"] = BELOW_THE_TOP | {"state", "invocation"}
@@ -74,6 +75,7 @@ MAY_IMPORT["extension"] = BELOW_THE_TOP | {
     "invocation",
     "loading",
     "placeholders",
+    "middleware",
     "session_guard",
 }
 MAY_IMPORT["integrations"] = BELOW_THE_TOP | {"extension", "state", "invocation"}

@@ -183,10 +183,9 @@ class Session:
         """
         login = self._current()
 
-        # Not hvac's own call: a token that may not be renewed is no failure here.
-        login.client.adapter.request(
-            "post", "/v1/auth/token/renew-self", raise_exception=False
-        )
+        with contextlib.suppress(VaultPermissionError, VaultResponseError):
+            login.client.auth.token.renew_self()
+
         self.fresh_at = time.monotonic()
 
     # --- the token's life ------------------------------------------------------------
