@@ -253,3 +253,44 @@ def test_a_claim_lets_only_one_process_go_on(
     ours.rotate_secret("stripe", "api_key")
     assert reached == ["lock"]
     assert vault_mount.read("stripe")["api_key"] == NEW
+
+
+def test_what_a_run_has_begun_to_give_up_is_not_put_in_place_by_another(
+    vault_mount: VaultMount, tmp_path: pathlib.Path
+) -> None:
+    """Its key may have been deleted at the provider already."""
+    ours = client(vault_mount, tmp_path, kind=DOTTED)
+    (task,) = ours.catalog.plan().tasks
+    operations = ours.rotations.operations(ours.rotations.rules)
+
+    def stop(job: Job) -> t.NoReturn:
+        raise KeyboardInterrupt
+
+    script.update(apply=stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        operations.run([task])
+
+    # The same in the midst of giving up, and another run that comes then.
+    del script["apply"]
+    ends: list[Exception | None] = []
+
+    def give_up(job: Job) -> bool:
+        ends.append(operations.run([task])[0].error)
+        raise KeyboardInterrupt
+
+    script.update(abort=give_up)
+
+    with pytest.raises(KeyboardInterrupt):
+        operations.abort(task)
+
+    (end,) = ends
+    assert isinstance(end, RotationError)
+    assert "--abort" in str(end)
+    assert vault_mount.read("stripe")["api_key"] == OLD
+
+    # When it is not harmless after all, anybody may go on.
+    script.update(abort=False)
+    assert isinstance(operations.abort(task).error, RotationError)
+    assert operations.run([task])[0].state == "done"
+    assert vault_mount.read("stripe")["api_key"] == NEW

@@ -12,7 +12,8 @@ being rotated, so that whoever runs the command next can go on, on any host:
         "state": "PREPARED",
         "pending": {"password": "..."},     what the fields will be, or null
         "previous": null,                   what they were, or null
-        "attempt": null,                    the nonce of who is at it
+        "attempt": null,                    the nonce of who is at it; "abort-..." of
+                                            who gives it up
         "backup": null,                     the name of the backup's file
         "rejected": 0                       values that the target did not take
      }}

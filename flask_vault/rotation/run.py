@@ -29,6 +29,7 @@ from .journal import without_record
 from .rotators import Job
 from .rotators import NotYet
 from .rotators import Rejected
+from .standing import GIVING_UP
 from .standing import new_nonce
 from .standing import same
 from .standing import Standing
@@ -370,7 +371,7 @@ class Run(Standing):
         """The target does not want this value. Another one, if that does no harm."""
         self._record(record.state, "rejected", document)
 
-        if not self._gives_up(job):
+        if not self._gives_up(job, record):
             raise RotationError(
                 f"{self.task.name}: the new value was rejected ({reason}), and it is"
                 " not proven that the old one is in use. Nothing more was done: look at"
@@ -426,7 +427,7 @@ class Run(Standing):
                 f" that, 'flask vault rotate --restore {record.backup or 'FILE'}'."
             )
 
-        if not harmless and not self._gives_up(job):
+        if not harmless and not self._gives_up(job, record):
             if record.state != "INTENT":
                 raise RotationError(
                     f"{self.task.name}: it is not proven that the old value is the one"
@@ -444,10 +445,22 @@ class Run(Standing):
 
         self._forget(record)
 
-    def _gives_up(self, job: Job) -> bool:
+    def _gives_up(self, job: Job, record: Record) -> bool:
+        """Have the rotator take back what was done, while nobody goes on with it."""
+        self._gives_it_up = True
         # Only a claim of its own says that nobody came between the proof and the end.
         self._nonce = None
-        return self._call(self.rotator.abort, job)
+        marked = self.rotator.creates_elsewhere
+
+        if marked:
+            self._claim(record, GIVING_UP)
+
+        given_up = self._call(self.rotator.abort, job)
+
+        if marked and not given_up:
+            self._claim(record)
+
+        return given_up
 
     def _forget(self, record: Record) -> None:
         def put(present: Document) -> Fields | None:

@@ -11,6 +11,7 @@ import time
 import typing as t
 import uuid
 
+from ..errors import RotationError
 from ..errors import SecretNotFoundError
 from ..errors import UnfinishedRotationError
 from ..errors import VaultError
@@ -34,6 +35,10 @@ from .tasks import Result
 from .tasks import Task
 
 T = t.TypeVar("T")
+
+
+#: How the nonce begins of who gives an operation up.
+GIVING_UP: t.Final = "abort-"
 
 
 class Superseded(Exception):
@@ -72,6 +77,8 @@ class Standing:
         self._made_by: str | None = None
         #: Of the last claim.
         self._nonce: str | None = None
+        #: Whether this process is about to end the operation without a new value.
+        self._gives_it_up = False
         self._over = False
 
     def result(self) -> Result:
@@ -136,14 +143,23 @@ class Standing:
         ):
             raise Superseded
 
+        # Its value may be gone from where it was made.
+        if (now.attempt or "").startswith(GIVING_UP) and not self._gives_it_up:
+            raise RotationError(
+                f"{self.task.name}: a run has begun to give up this rotation. Finish"
+                f" that with 'flask vault rotate --secret {self.task.label} --abort'."
+            )
+
         return now
 
-    def _claim(self, record: Record) -> None:
+    def _claim(self, record: Record, prefix: str = "") -> None:
         """Make sure, by a write, that the operation is where we think it is.
 
         A read would not do: it may be a standby's, and old.
+
+        :param prefix: ``GIVING_UP`` keeps others from going on.
         """
-        nonce = new_nonce()
+        nonce = f"{prefix}{new_nonce()}"
 
         def put(present: Document) -> Fields | None:
             now = self._still(present, record, (record.state,))
