@@ -8,11 +8,11 @@ import datetime
 import functools
 import logging
 import os
-import pathlib
 import random
 import time
 import typing as t
 
+from .backups import open_backups
 from .bootstrap import BootstrapCache
 from .catalog import Catalog
 from .catalog import not_yet
@@ -20,7 +20,6 @@ from .entries import Entry
 from .entries import parse_entries
 from .entries import Reference
 from .entries import Rotation
-from .errors import BackupError
 from .errors import CheckAndSetError
 from .errors import SecretNotFoundError
 from .errors import VaultConfigError
@@ -539,15 +538,8 @@ class VaultClient:
 
         :raises BackupError: when the directory is unset.
         """
-        directory: pathlib.Path | None = self.settings.backup_dir
-
-        if directory is None:
-            raise BackupError(
-                "VAULT_BACKUP_DIR is unset: set it to a directory that only this user"
-                " can read."
-            )
-
-        return BackupStore(directory, self.settings.backup_keys)
+        transport = self._transport if self.settings.enabled else None
+        return open_backups(self.settings, transport)
 
     # --- health and cache ------------------------------------------------------------
 

@@ -43,10 +43,12 @@ MAY_IMPORT["rings"] = MAY_IMPORT["resolve"] | {"resolve", "keyring", "history"}
 MAY_IMPORT["config_writer"] = MAY_IMPORT["entries"] | {"entries", "keyring"}
 MAY_IMPORT["live"] = MAY_IMPORT["rings"] | {"rings", "config_writer"}
 MAY_IMPORT["announcer"] = GROUND | {"vault"}
+MAY_IMPORT["backups"] = GROUND | {"vault", "rotation", "settings"}
 MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
     "history",
     "keyring",
     "polling",
+    "backups",
     "bootstrap",
     "startup",
     "resolve",
@@ -79,6 +81,7 @@ MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "lo
 MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
+MAY_IMPORT["backups_command"] = MAY_IMPORT["rotate_command"] | {"rotate_command"}
 MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.
