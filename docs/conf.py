@@ -54,6 +54,7 @@ nitpick_ignore = [
     ("py:class", "flask_vault.client.Pin"),
     ("py:class", "flask_vault.entries.Entry"),
     ("py:class", "flask_vault.settings.Settings"),
+    ("py:class", "flask_vault.extension.R"),
     ("py:class", "flask_vault.testing.cluster.C"),
     ("py:class", "flask_vault.testing.proxy.P"),
     ("py:class", "flask_vault.testing.server.D"),

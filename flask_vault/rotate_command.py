@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import contextlib
+import dataclasses
+import functools
 import json
+import operator
+import shlex
 import sys
 import typing as t
 
 import click
 
+from .catalog import Plan
+from .catalog import StaticRole
 from .console import polling_notice
 from .console import say_error
 from .console import say_short_history
@@ -16,102 +24,516 @@ from .errors import VaultError
 from .errors import VaultUnavailableError
 from .invocation import exit_code_of
 from .invocation import worst
+from .rotation.operations import Progress
+from .rotation.operations import Result
+from .rotation.operations import Task
 from .rotation.runner import Target
 from .state import AppState
-from .vault.documents import Location
+
+_BAR: t.Final = 24
 
 
-def rotate(
-    state: AppState,
-    selected: tuple[str | None, ...],
-    *,
-    dry_run: bool,
-    backup: bool,
-) -> None:
-    targets: dict[Location, Target] = {}
-    refused: dict[str, VaultError] = {}
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """What the command line asks for."""
 
-    for name in selected:
-        chosen, not_possible = state.client.catalog.targets(name)
-        refused.update(not_possible)
+    #: Config keys, names or paths; empty for all.
+    selected: tuple[str, ...] = ()
+    due: bool = False
+    #: Seconds for which a value must not have been changed.
+    min_age: float | None = None
+    resume: bool = False
+    abort: bool = False
+    wait: bool = True
+    compromised: bool = False
+    backup: bool = True
+    yes: bool = False
+    as_json: bool = False
 
-        for target in chosen:
-            makers = {**target.makers}
 
-            if target.location in targets:
-                makers.update(targets[target.location].makers)
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How the rotation of a document, or of a field of one, ended."""
 
-            targets[target.location] = Target(target.location, target.label, makers)
+    label: str
+    fields: tuple[str, ...]
+    operation: str | None
+    state: str
+    error: VaultError | None = None
+    version: int | None = None
+    backup: str | None = None
+    joined: bool = False
 
-    if not targets and not refused:
-        click.echo("No entry of VAULT_SECRETS has 'rotate': there is nothing to do.")
-        return
+    @property
+    def code(self) -> int:
+        return 0 if self.error is None else exit_code_of(self.error)
 
-    if dry_run:
-        rows = [(x.label, ", ".join(x.makers), "rotate") for x in targets.values()]
-        rows += [(key, "-", "cannot yet, see below") for key in refused]
-        click.echo(table(("path", "fields", "what"), rows))
 
-        for sentence in refused.values():
-            click.secho(str(sentence), err=True, fg="yellow")
+def rotate(state: AppState, wish: Wish) -> None:
+    plan = _plan(state, wish)
 
-        return
-
-    codes = [0]
-    rotated: list[Location] = []
-
-    for target in targets.values():
-        try:
-            done = state.client.rotate(target, backup=backup)
-        except VaultError as error:
-            codes.append(exit_code_of(error))
-            say_error(f"{target.label}: {error}")
-            _say_next(target.label, error, selected)
+    if not plan:
+        if wish.as_json:
+            click.echo("[]")
         else:
-            rotated.append(done.location)
-            version = "" if done.version is None else f", version {done.version}"
-            kept = f"backup {done.backup}" if done.backup else "no backup"
-            click.echo(
-                f"{done.label}: {', '.join(done.fields)} rotated{version}, {kept},"
-                f" operation {done.operation}, done."
+            click.echo(_nothing(wish))
+
+        return
+
+    if wish.abort and not wish.yes and sys.stdin.isatty():
+        names = ", ".join(task.name for task in plan.tasks)
+        click.confirm(f"Give up the open rotations of {names}?", abort=True)
+
+    reporter = Reporter(quiet=wish.as_json)
+    ends = [
+        *_signing(state, plan.targets, wish),
+        *_roles(state, plan.roles, wish),
+        *_others(state, plan, wish, reporter),
+    ]
+    reporter.close()
+
+    if wish.as_json:
+        click.echo(json.dumps([_as_json(end, wish) for end in ends], indent=2))
+    else:
+        for end in ends:
+            if end.error is not None:
+                say_error(
+                    str(end.error)
+                    if str(end.error).startswith(end.label)
+                    else f"{end.label}: {end.error}"
+                )
+
+        for end in ends:
+            if end.error is not None or end.state not in _SAID:
+                click.echo(_next(end, wish), err=end.error is not None)
+
+        for place, problem in state.keep_histories(
+            target.location for target in plan.targets
+        ).items():
+            say_short_history(place.path, problem)
+
+        if any(end.error is None and end.version is not None for end in ends) or any(
+            end.error is None and end.state == "done" for end in ends
+        ):
+            click.echo(polling_notice(state))
+
+    raise click.exceptions.Exit(worst([0, *(end.code for end in ends)]))
+
+
+#: States of which a line was printed that needs no next command.
+_SAID: t.Final = ("done", "aborted", "nothing open")
+
+
+def _plan(state: AppState, wish: Wish) -> Plan:
+    catalog, rotations = state.client.catalog, state.client.rotations
+    plan = functools.reduce(
+        operator.or_, (catalog.plan(name) for name in wish.selected or (None,))
+    )
+
+    # What lives in Vault only is never left open.
+    if wish.resume or wish.abort:
+        plan = Plan(tasks=plan.tasks)
+
+    if wish.due:
+        plan = rotations.due(plan)
+
+    if wish.min_age is not None:
+        plan = rotations.of_age(plan, wish.min_age)
+
+    return plan
+
+
+def _nothing(wish: Wish) -> str:
+    if wish.resume or wish.abort:
+        return "No rotation is open: there is nothing to do."
+
+    if wish.due:
+        return (
+            "No value is older than the 'max_age' of its entry: there is nothing to do."
+        )
+
+    if wish.min_age is not None:
+        return "Each value was changed lately: there is nothing to do."
+
+    return "No entry of VAULT_SECRETS has 'rotate': there is nothing to do."
+
+
+def _signing(
+    state: AppState, targets: cabc.Iterable[Target], wish: Wish
+) -> cabc.Iterator[End]:
+    for target in targets:
+        fields = tuple(target.makers)
+
+        try:
+            done = state.client.rotations.rotate(
+                target,
+                backup=wish.backup,
+                # What the app was loaded with a moment ago spares a request.
+                seen=state.client.held(target.location),
+                compromised=wish.compromised,
+            )
+        except VaultError as error:
+            yield End(target.label, fields, None, "unchanged", error)
+            continue
+
+        end = End(
+            done.label, fields, done.operation, "done", None, done.version, done.backup
+        )
+
+        if not wish.as_json:
+            click.echo(_line(end))
+
+            if wish.compromised:
+                click.echo(
+                    f"{done.label}: the older versions are destroyed. Nobody accepts"
+                    " their values any more, those of its other fields neither."
+                )
+
+        yield end
+
+
+def _roles(
+    state: AppState, roles: cabc.Iterable[StaticRole], wish: Wish
+) -> cabc.Iterator[End]:
+    for role in roles:
+        try:
+            done = state.client.rotations.rotate_role(role)
+        except VaultError as error:
+            yield End(role.label, ("password",), None, "unchanged", error)
+            continue
+
+        end = End(role.label, done.fields, done.operation, "done")
+
+        if not wish.as_json:
+            click.echo(_line(end))
+
+        yield end
+
+
+def _others(
+    state: AppState, plan: Plan, wish: Wish, reporter: Reporter
+) -> cabc.Iterator[End]:
+    if not plan.tasks:
+        return
+
+    client = state.client
+    rotations = client.rotations
+    rules = dataclasses.replace(
+        rotations.rules,
+        wait=wish.wait,
+        begin=not wish.resume,
+        compromised=wish.compromised,
+    )
+
+    try:
+        operations = rotations.operations(rules, backup=wish.backup, report=reporter)
+    except VaultError as error:
+        for task in plan.tasks:
+            yield End(task.label, (task.field,), None, "unchanged", error)
+
+        return
+
+    for place in {task.location for task in plan.tasks}:
+        # A rotation writes five versions; a mount keeps ten unless told otherwise.
+        with contextlib.suppress(VaultError):
+            client.keep_history(place)
+
+    if wish.abort:
+        results = [operations.abort(task, force=wish.yes) for task in plan.tasks]
+    else:
+        seen = {
+            task.location: document
+            for task in plan.tasks
+            if (document := client.held(task.location)) is not None
+        }
+        results = operations.run(plan.tasks, seen=seen)
+
+    reporter.close()
+
+    for result in results:
+        if (rotated := result.rotated()) is not None:
+            client.rotations.tell(rotated)
+
+        end = _end(result)
+
+        if end.error is None and not wish.as_json:
+            click.echo(_line(end))
+
+        yield end
+
+
+def _end(result: Result) -> End:
+    task = result.task
+    state = "unchanged" if result.operation is None else result.state
+
+    if result.operation is None and result.error is None:
+        state = "nothing open"
+
+    return End(
+        task.label,
+        (task.field,),
+        result.operation,
+        state,
+        result.error,
+        None if result.document is None else result.document.version,
+        result.backup,
+        result.joined,
+    )
+
+
+def _line(end: End) -> str:
+    fields = ", ".join(end.fields)
+
+    if end.state == "nothing open":
+        return f"{end.label}: no rotation of {fields} is open."
+
+    if end.state == "aborted":
+        return (
+            f"{end.label}: the rotation of {fields} is given up, the old value stays,"
+            f" operation {end.operation}, done."
+        )
+
+    version = "" if end.version is None else f", version {end.version}"
+
+    if end.state != "done":
+        return (
+            f"{end.label}: {fields} is being rotated{version}, operation"
+            f" {end.operation}, {end.state}."
+        )
+
+    kept = f"backup {end.backup}" if end.backup else "no backup"
+
+    if end.joined and not end.backup:
+        kept = "begun by another run"
+
+    return (
+        f"{end.label}: {fields} rotated{version}, {kept}, operation {end.operation},"
+        " done."
+    )
+
+
+def _next(end: End, wish: Wish) -> str:
+    """What is left, and the exact next command."""
+    # As narrow as what was asked for: a path may have more fields that rotate.
+    named = wish.selected or (end.label,)
+    again = " ".join(f"--secret {shlex.quote(name)}" for name in named)
+    flags = "".join(
+        f" {flag}"
+        for flag, given in (
+            ("--no-backup", not wish.backup),
+            ("--compromised", wish.compromised),
+        )
+        if given
+    )
+    command = f"flask vault rotate {again}{flags}"
+    error = end.error
+
+    if end.operation is not None and end.state not in ("unchanged", "done"):
+        if end.state == "aborted":
+            return (
+                f"{end.label}: operation {end.operation}, given up; the old value is in"
+                f" use. When that is mended: {command}"
             )
 
-    for place, problem in state.keep_histories(rotated).items():
-        say_short_history(place.path, problem)
-
-    for refusal in refused.values():
-        codes.append(exit_code_of(refusal))
-        say_error(str(refusal))
-
-    if len(codes) <= len(targets) + len(refused):
-        click.echo(polling_notice(state))
-
-    raise click.exceptions.Exit(worst(codes))
-
-
-def _say_next(label: str, error: VaultError, selected: tuple[str | None, ...]) -> None:
-    code = exit_code_of(error)
-    # As narrow as what was asked for: a path may have more fields that rotate.
-    again = " ".join(f"--secret {label if s is None else s}" for s in selected)
-    done = getattr(error, "maybe_done", False)
-
-    if code == 4:
-        click.echo(
-            f"{label}: {'not known to be' if done else 'not'} rotated. Running it again"
-            f" is safe: flask vault rotate {again}",
-            err=True,
+        when = "When that is mended: " if end.code not in (0, 4) else "To go on: "
+        return (
+            f"{end.label}: operation {end.operation}, state {end.state}."
+            f" {when}{command} --resume"
         )
-    elif code == 3:
-        click.echo(
-            f"{label}: left as the other process made it. To look:"
-            f" flask vault get {label}",
-            err=True,
+
+    if end.code == 4:
+        done = getattr(error, "maybe_done", False)
+        return (
+            f"{end.label}: {'not known to be' if done else 'not'} rotated. Running it"
+            f" again is safe: {command}"
         )
-    else:
-        click.echo(
-            f"{label}: not rotated. When that is mended: flask vault rotate {again}",
-            err=True,
+
+    if end.code == 3:
+        return (
+            f"{end.label}: left as the other process made it. To look: flask vault get"
+            f" {shlex.quote(end.label)}"
         )
+
+    return f"{end.label}: not rotated. When that is mended: {command}"
+
+
+def _as_json(end: End, wish: Wish) -> dict[str, t.Any]:
+    open_still = end.error is not None or end.state not in _SAID
+    return {
+        "path": end.label,
+        "fields": list(end.fields),
+        "operation": end.operation,
+        "state": end.state,
+        "version": end.version,
+        "backup": end.backup,
+        "joined": end.joined,
+        "code": end.code,
+        "error": None if end.error is None else str(end.error),
+        "next": _next(end, wish).rpartition(": ")[2] if open_still else None,
+    }
+
+
+class Reporter:
+    """Shows steps and waits: a bar on a terminal, else a line for each step.
+
+    :param quiet: shows nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bar = sys.stderr.isatty()
+        self._drawn = False
+        self._waits: dict[Task, float] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        if self._quiet:
+            return
+
+        task, left = progress.task, progress.remaining
+
+        if left is None:
+            self.close()
+            self._waits.pop(task, None)
+            operation = (progress.operation or "")[:8]
+            click.echo(f"{task.name}: {progress.step} ({operation})", err=True)
+            return
+
+        longest = self._waits.setdefault(task, max(left, 0.001))
+
+        if self._bar:
+            done = round(_BAR * (1 - max(0.0, min(1.0, left / longest))))
+            bar = "#" * done + "-" * (_BAR - done)
+            click.echo(
+                f"\r{task.name}: waiting [{bar}] {max(0.0, left):4.0f} s ",
+                err=True,
+                nl=False,
+            )
+            self._drawn = True
+        elif left >= longest:
+            click.echo(f"{task.name}: waiting {left:.0f} s for the workers", err=True)
+
+    def close(self) -> None:
+        """End the line of a bar."""
+        if self._drawn:
+            click.echo("", err=True)
+            self._drawn = False
+
+
+def dry_run(state: AppState, wish: Wish) -> None:
+    """Show what would be done, why, in which steps, and what the token may not do."""
+    plan = _plan(state, wish)
+
+    if not plan:
+        click.echo("[]" if wish.as_json else _nothing(wish))
+        return
+
+    rows = [*_planned(state, plan, wish)]
+
+    if wish.as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+
+    click.echo(
+        table(
+            ("path", "fields", "what", "why", "steps"),
+            (
+                (
+                    row["path"],
+                    ", ".join(row["fields"]),
+                    row["kind"],
+                    row["why"],
+                    ", ".join(row["steps"]),
+                )
+                for row in rows
+            ),
+        )
+    )
+
+    for row in rows:
+        for missing in row["missing"]:
+            click.secho(f"{row['path']}: missing {missing}", err=True, fg="yellow")
+
+
+def _planned(
+    state: AppState, plan: Plan, wish: Wish
+) -> cabc.Iterator[dict[str, t.Any]]:
+    from .rotation.journal import record_of
+    from .vault.documents import Location
+
+    kv = state.client.kv
+    why = "max_age" if wish.due else "asked for"
+    window = state.settings.propagation_window
+    backup = ("back up",) if wish.backup else ()
+
+    def needed(location: Location) -> dict[str, set[str]]:
+        mount = kv.mount_of(location)
+        path = location.path[len(mount.name) + 1 :]
+        data = "data/" if mount.version == 2 else ""
+        wanted = {f"{mount.name}/{data}{path}": {"read", "update"}}
+
+        if wish.compromised:
+            wanted[f"{mount.name}/metadata/{path}"] = {"read"}
+            wanted[f"{mount.name}/destroy/{path}"] = {"update"}
+
+        return wanted
+
+    def missing(wanted: Location | dict[str, set[str]]) -> list[str]:
+        try:
+            routes = needed(wanted) if isinstance(wanted, Location) else wanted
+            has = kv.capabilities(list(routes))
+        except VaultError as error:
+            return [f"an answer of Vault's: {error}"]
+
+        return [
+            f"'{', '.join(sorted(names - has[route]))}' on {route!r}"
+            for route, names in routes.items()
+            if "root" not in has[route] and names - has[route]
+        ]
+
+    for target in plan.targets:
+        yield {
+            "path": target.label,
+            "fields": list(target.makers),
+            "kind": "signing",
+            "why": "compromised" if wish.compromised else why,
+            "steps": [*backup, "write", *(["destroy"] if wish.compromised else [])],
+            "missing": missing(target.location),
+        }
+
+    for role in plan.roles:
+        route = role.location.path.replace("/static-creds/", "/rotate-role/", 1)
+        yield {
+            "path": role.label,
+            "fields": ["password"],
+            "kind": "database-static",
+            "why": why,
+            "steps": ["ask the engine"],
+            "missing": missing({role.location.path: {"read"}, route: {"update"}}),
+        }
+
+    for task in plan.tasks:
+        because = why
+
+        try:
+            record = record_of(kv.newest(task.location).data, task.field)
+        except VaultError:
+            record = None
+
+        if record is not None:
+            because = f"{record.state}, operation {record.operation}"
+
+        pause = () if wish.compromised or not window else (f"wait {window:g} s",)
+        yield {
+            "path": task.label,
+            "fields": [task.field],
+            "kind": task.kind,
+            "why": because,
+            "steps": [
+                *("prepare", *backup, *pause, "apply", "verify", "promote"),
+                *(*pause, "revoke"),
+            ],
+            "missing": missing(task.location),
+        }
 
 
 def list_backups(state: AppState, as_json: bool) -> None:

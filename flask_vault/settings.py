@@ -84,6 +84,7 @@ class Settings:
     backup_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     #: Mount and name, or a name alone.
     backup_transit_key: str | None = None
+    audit_log: pathlib.Path | None = None
     health: bool = True
     health_url_prefix: str = "/vault"
     health_blueprint: str = "vault"
@@ -147,6 +148,7 @@ class Settings:
             backup_dir=read.directory("VAULT_BACKUP_DIR"),
             backup_keys=read.texts("VAULT_BACKUP_KEYS"),
             backup_transit_key=read.optional_path("VAULT_BACKUP_TRANSIT_KEY"),
+            audit_log=read.directory("VAULT_AUDIT_LOG"),
             health=read.flag("VAULT_HEALTH", True),
             health_url_prefix=read.url_prefix("VAULT_HEALTH_URL_PREFIX", "/vault"),
             health_blueprint=read.text("VAULT_HEALTH_BLUEPRINT") or "vault",
@@ -196,6 +198,7 @@ class Settings:
 #: Every ``VAULT_*`` key but ``VAULT_SECRETS``.
 KEYS: t.Final = (
     "VAULT_ADDR",
+    "VAULT_AUDIT_LOG",
     "VAULT_AUTH",
     "VAULT_BACKUP_DIR",
     "VAULT_BACKUP_KEYS",

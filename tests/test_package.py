@@ -28,10 +28,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "entries": GROUND | {"templates"},
     "values": GROUND | {"templates", "entries"},
     "store": GROUND | {"vault"},
-    "rotation": GROUND | {"vault"},
+    "rotation": GROUND | {"vault", "templates"},
 }
 MAY_IMPORT["resolve"] = MAY_IMPORT["values"] | MAY_IMPORT["store"] | {"values", "store"}
-MAY_IMPORT["catalog"] = MAY_IMPORT["entries"] | {"entries", "vault", "rotation"}
+MAY_IMPORT["catalog"] = MAY_IMPORT["values"] | {"values", "vault", "rotation"}
+MAY_IMPORT["backups"] = GROUND | {"vault", "rotation", "settings"}
+MAY_IMPORT["rotations"] = MAY_IMPORT["catalog"] | {"backups", "catalog", "settings"}
 MAY_IMPORT["bootstrap"] = GROUND | {"vault", "rotation"}
 MAY_IMPORT["startup"] = MAY_IMPORT["store"] | {"store", "bootstrap"}
 MAY_IMPORT["keyring"] = set()
@@ -43,7 +45,6 @@ MAY_IMPORT["rings"] = MAY_IMPORT["resolve"] | {"resolve", "keyring", "history"}
 MAY_IMPORT["config_writer"] = MAY_IMPORT["entries"] | {"entries", "keyring"}
 MAY_IMPORT["live"] = MAY_IMPORT["rings"] | {"rings", "config_writer"}
 MAY_IMPORT["announcer"] = GROUND | {"vault"}
-MAY_IMPORT["backups"] = GROUND | {"vault", "rotation", "settings"}
 MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
     "history",
     "keyring",
@@ -55,6 +56,7 @@ MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
     "rotation",
     "settings",
     "catalog",
+    "rotations",
 }
 # Users' own suites import this one, and pay for what it imports.
 MAY_IMPORT["testing"] = {"errors"}
@@ -82,6 +84,7 @@ MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
 MAY_IMPORT["backups_command"] = MAY_IMPORT["rotate_command"] | {"rotate_command"}
+MAY_IMPORT["audit_command"] = MAY_IMPORT["rotate_command"]
 MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.

@@ -226,8 +226,8 @@ def test_none_is_unset() -> None:
 def test_a_key_of_a_later_version_is_told_and_ignored(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert read(VAULT_PROPAGATION_WINDOW=60) == read()
-    assert "VAULT_PROPAGATION_WINDOW is no key of this version" in caplog.text
+    assert read(VAULT_BACKUP_TRANSIT_KEY="seal") == read()
+    assert "VAULT_BACKUP_TRANSIT_KEY is no key of this version" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
 
 
