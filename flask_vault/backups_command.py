@@ -57,7 +57,7 @@ def verify(context: click.Context, as_json: bool) -> None:
     with opened_app(context, "inspect", writes=True) as (state, _):
         store = state.client.backups
         store.sealer.require_keys()
-        infos = store.list(verify=True)
+        infos = store.list(verify=True, every_key=True)
 
         if as_json:
             click.echo(json.dumps([_verified(info) for info in infos], indent=2))

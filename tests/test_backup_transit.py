@@ -135,15 +135,28 @@ def test_verify_names_each_key_that_opened_it(
     write(BackupStore(directory, [BACKUP_KEY], engine))
     keys = [OTHER_KEY, BACKUP_KEY]
 
-    (info,) = BackupStore(directory, keys, engine).list(verify=True)
+    (info,) = BackupStore(directory, keys, engine).list(verify=True, every_key=True)
     assert info.opened_by == ("VAULT_BACKUP_KEYS[1]", "transit/backups")
 
-    (info,) = BackupStore(directory, keys).list(verify=True)
+    (info,) = BackupStore(directory, keys).list(verify=True, every_key=True)
     assert info.opened_by == ("VAULT_BACKUP_KEYS[1]",)
 
     engine.key = AESGCM(secrets.token_bytes(32))
-    (info,) = BackupStore(directory, keys, engine).list(verify=True)
+    (info,) = BackupStore(directory, keys, engine).list(verify=True, every_key=True)
     assert info.opened_by == ("VAULT_BACKUP_KEYS[1]",)
+
+
+def test_the_engine_is_asked_only_when_it_has_to_be(
+    directory: pathlib.Path, engine: Engine
+) -> None:
+    """So that what needs a good file, such as a retention, needs no Vault."""
+    store = BackupStore(directory, [BACKUP_KEY], engine)
+    write(store)
+    engine.failure = VaultConnectionError("nobody there")
+
+    (info,) = store.list(verify=True)
+    assert info.opened_by == ("VAULT_BACKUP_KEYS[0]",)
+    assert info.failure is None
 
 
 def test_files_from_before_the_engine_stay_readable(
@@ -298,7 +311,14 @@ def test_who_may_use_the_engine_can_seal_what_is_no_backup(
     store = BackupStore(directory, [], engine)
     name = write(store)
 
-    for plain in (b"[]", b"{}", b"\xff", b'{"before": 1}', b"[" * 100_000):
+    for plain in (
+        b"[]",
+        b"{}",
+        b'{"before": [], "after": {}}',
+        b"\xff",
+        b'{"before": 1}',
+        b"[" * 100_000,
+    ):
         monkeypatch.setattr(AESGCM, "decrypt", lambda *args, p=plain: p)
 
         with pytest.raises(BackupError, match="cannot be decrypted"):
@@ -316,12 +336,12 @@ def test_a_silence_is_waited_for_once(directory: pathlib.Path, engine: Engine) -
     engine.failure = VaultConnectionError("nobody there")
     engine.asked = 0
 
-    infos = store.list(verify=True)
+    infos = store.list(verify=True, every_key=True)
     assert {info.name for info in infos if info.verified} == names
     assert {info.failure for info in infos} == {engine.failure}
     assert engine.asked == 1
 
-    infos = BackupStore(directory, [], engine).list(verify=True)
+    infos = BackupStore(directory, [], engine).list(verify=True, every_key=True)
     assert not any(info.verified for info in infos)
     assert {info.failure for info in infos} == {engine.failure}
 
@@ -418,7 +438,9 @@ def test_a_rotation_and_the_way_back(shop: Shop, keys: list[str]) -> None:
 
     assert shop.mount.read("flask") == {"secret_key": f"{CANARY}-old"}
     by = (*(["VAULT_BACKUP_KEYS[0]"] if keys else []), f"{shop.transit}/backups")
-    assert {info.opened_by for info in client.backups.list(verify=True)} == {by}
+    assert {
+        info.opened_by for info in client.backups.list(verify=True, every_key=True)
+    } == {by}
 
 
 def test_the_policy_that_the_documentation_names_is_enough(

@@ -105,7 +105,9 @@ class BackupStore:
             try:
                 name = files.write_temporary(directory, "check", blob)
                 # By each key, so that all that a restore may need is tried.
-                opened = self.sealer.unseal_with_each(name, files.read(directory, name))
+                opened = self.sealer.open(
+                    name, files.read(directory, name), every_key=True
+                )
 
                 if opened.failure is not None:
                     raise opened.failure
@@ -195,7 +197,9 @@ class BackupStore:
 
         return backup
 
-    def list(self, *, verify: bool = False) -> list[BackupInfo]:
+    def list(
+        self, *, verify: bool = False, every_key: bool = False
+    ) -> list[BackupInfo]:
         """Describe the files, the newest first.
 
         A file that is no backup is described too, with its ``problem``. Temporary files
@@ -203,13 +207,14 @@ class BackupStore:
 
         :param verify: decrypt each one. Without it the headers are shown as they stand,
             and might have been changed.
+        :param every_key: try the transit engine also for what another key has opened.
         :raises BackupError: when the directory is not safe.
         """
         if not os.path.lexists(self.directory):
             return []
 
         with files.opened(self.directory, create=False) as directory:
-            return [*self.infos(directory, verify)]
+            return [*self._infos(directory, verify, every_key)]
 
     def read(self, name: str) -> Backup:
         """Decrypt a backup.
@@ -245,11 +250,9 @@ class BackupStore:
 
     # --- parts -----------------------------------------------------------------------
 
-    def infos(self, directory: int, verify: bool) -> cabc.Sequence[BackupInfo]:
-        """The lines of :meth:`list`, of a directory that is open.
-
-        :meta private:
-        """
+    def _infos(
+        self, directory: int, verify: bool, every_key: bool
+    ) -> cabc.Sequence[BackupInfo]:
         infos = []
         silence: VaultError | None = None
 
@@ -257,14 +260,19 @@ class BackupStore:
             if not _NAME.fullmatch(name):
                 continue
 
-            infos.append(self._describe(directory, name, verify, silence))
+            infos.append(self._describe(directory, name, verify, every_key, silence))
             # Each further file would wait for the same silence.
             silence = silence or infos[-1].failure
 
         return sorted(infos, key=_age, reverse=True)
 
     def _describe(
-        self, directory: int, name: str, verify: bool, silence: VaultError | None
+        self,
+        directory: int,
+        name: str,
+        verify: bool,
+        every_key: bool,
+        silence: VaultError | None,
     ) -> BackupInfo:
         header = None
 
@@ -274,7 +282,9 @@ class BackupStore:
             header = envelope.header
 
             if verify:
-                opened = self.sealer.unseal_with_each(name, blob, silence)
+                opened = self.sealer.open(
+                    name, blob, every_key=every_key, silence=silence
+                )
                 return BackupInfo(
                     name,
                     header,

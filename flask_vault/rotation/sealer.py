@@ -51,7 +51,7 @@ class Wrapper(t.Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A backup that was opened by each key that can."""
+    """A backup that was opened, and by what."""
 
     backup: Backup
     keys: tuple[str, ...]
@@ -181,53 +181,46 @@ class Sealer:
         :raises Unusable: when none can.
         :raises VaultError: when none can, and the wrapper could not be asked.
         """
-        envelope = parse_envelope(blob)
-        backup = self._with_our_key(name, envelope)
+        return self.open(name, blob).backup
 
-        if backup is None:
-            backup = self._with_wrapper(name, envelope)
-
-        if backup is None:
-            raise Unusable(UNTRUSTED)
-
-        return backup
-
-    def unseal_with_each(
-        self, name: str, blob: bytes, silence: VaultError | None = None
+    def open(
+        self,
+        name: str,
+        blob: bytes,
+        *,
+        every_key: bool = False,
+        silence: VaultError | None = None,
     ) -> Opened:
-        """Open a file with every key that should open it.
+        """As :meth:`unseal`, and tell which key it was.
 
+        :param every_key: try the wrapper when our own key has opened it, too.
         :param silence: why the wrapper is not to be asked.
-        :raises Unusable: when none can.
-        :raises VaultError: when none can, and the wrapper could not be asked.
         """
         envelope = parse_envelope(blob)
+        keys: list[str] = []
+        failure = None
         backup = self._with_our_key(name, envelope)
-        labels = []
 
         if backup is not None and envelope.key_id is not None:
-            labels.append(self._keys[envelope.key_id].label)
+            keys.append(self._keys[envelope.key_id].label)
 
-        if self._wraps(envelope.transit):
+        if self._wraps(envelope.transit) and (backup is None or every_key):
             try:
-                if silence is not None:
-                    raise silence
-
-                wrapped = self._with_wrapper(name, envelope)
+                same = self._with_wrapper(name, envelope, silence)
             except VaultError as error:
                 if backup is None:
                     raise
 
-                return Opened(backup, tuple(labels), error)
-
-            if wrapped is not None and envelope.transit is not None:
-                backup = wrapped
-                labels.append(envelope.transit.key)
+                failure = error
+            else:
+                if same is not None and envelope.transit is not None:
+                    backup = same
+                    keys.append(envelope.transit.key)
 
         if backup is None:
             raise Unusable(UNTRUSTED)
 
-        return Opened(backup, tuple(labels), None)
+        return Opened(backup, tuple(keys), failure)
 
     def _wraps(self, transit: Transit | None) -> bool:
         """Whether the wrapper is the one that is named in a file.
@@ -264,13 +257,16 @@ class Sealer:
 
         return _opened(name, envelope, key)
 
-    def _with_wrapper(self, name: str, envelope: Envelope) -> Backup | None:
-        transit = envelope.transit
+    def _with_wrapper(
+        self, name: str, envelope: Envelope, silence: VaultError | None
+    ) -> Backup | None:
+        if silence is not None:
+            raise silence
 
-        if self._wrapper is None or transit is None or not self._wraps(transit):
+        if self._wrapper is None or envelope.transit is None:
             return None
 
-        key = self._wrapper.unwrap(transit.wrapped)
+        key = self._wrapper.unwrap(envelope.transit.wrapped)
         return None if key is None else _opened(name, envelope, key)
 
 
@@ -285,10 +281,13 @@ def _opened(name: str, envelope: Envelope, key: bytes) -> Backup | None:
             envelope.nonce, envelope.ciphertext, associated(header, envelope.access)
         )
         payload = json.loads(plain)
-        return Backup(name, header, payload["before"], payload["after"])
+        backup = Backup(name, header, payload["before"], payload["after"])
     except (InvalidTag, ValueError, TypeError, KeyError, RecursionError):
-        # The last ones: whoever may use the transit key can seal what is no backup.
         return None
+
+    # Whoever may use the transit key can seal what is no backup.
+    documents = isinstance(backup.before, dict) and isinstance(backup.after, dict)
+    return backup if documents else None
 
 
 def _derive(key: bytes, purpose: str) -> bytes:

@@ -113,9 +113,10 @@ class Upkeep:
             return
 
         newest = self._store.sealer.newest_version()
+        oldest_first = reversed(self._store.list())
 
         with files.opened(self._store.directory, create=False) as directory:
-            for info in reversed(self._store.infos(directory, verify=False)):
+            for info in oldest_first:
                 try:
                     done = self._rekey(directory, info.name, newest)
                 except OSError as error:
