@@ -15,10 +15,10 @@ from .errors import RotationError
 from .errors import VaultConfigError
 from .rotation import generators
 from .rotation.journal import Fields
-from .rotation.operations import Task
 from .rotation.registry import new_rotator
 from .rotation.rotators import Rotator
 from .rotation.runner import Target
+from .rotation.tasks import Task
 from .values import resolve
 from .vault.documents import Location
 

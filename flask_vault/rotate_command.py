@@ -24,10 +24,10 @@ from .errors import VaultError
 from .errors import VaultUnavailableError
 from .invocation import exit_code_of
 from .invocation import worst
-from .rotation.operations import Progress
-from .rotation.operations import Result
-from .rotation.operations import Task
 from .rotation.runner import Target
+from .rotation.tasks import Progress
+from .rotation.tasks import Result
+from .rotation.tasks import Task
 from .state import AppState
 
 _BAR: t.Final = 24

@@ -22,12 +22,13 @@ from .rotation import generators
 from .rotation.audit import AuditLog
 from .rotation.envelope import Backup
 from .rotation.operations import Operations
-from .rotation.operations import Progress
-from .rotation.operations import Rules
-from .rotation.operations import Task
 from .rotation.runner import Rotated
 from .rotation.runner import Runner
 from .rotation.runner import Target
+from .rotation.tasks import Means
+from .rotation.tasks import Progress
+from .rotation.tasks import Rules
+from .rotation.tasks import Task
 from .settings import Settings
 from .values import pick
 from .values import resolve
@@ -79,15 +80,16 @@ class Rotations:
         :raises BackupError: when there is nowhere to put a backup.
         """
         self.audit.check()
-        return Operations(
+        means = Means(
             self._kv,
             open_backups(self._settings, self._kv.transport) if backup else None,
             self._settings.namespace,
-            rules=rules,
-            lookup=self._lookup,
-            audit=self.audit,
-            report=report,
+            rules,
+            self._lookup,
+            self.audit,
+            report,
         )
+        return Operations(means)
 
     def rotate_field(
         self, reference: Reference, field: str, value: str | None, backup: bool

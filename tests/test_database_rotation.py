@@ -18,9 +18,9 @@ from flask_vault import VaultConfigError
 from flask_vault.rotation import dialects
 from flask_vault.rotation.dialects import scram_verifier
 from flask_vault.rotation.journal import record_of
-from flask_vault.rotation.operations import Result
 from flask_vault.rotation.rotators import Rejected
 from flask_vault.rotation.steps import seam
+from flask_vault.rotation.tasks import Result
 from flask_vault.testing.plugin import VaultMount
 from tests.helpers import BACKUP_KEY
 from tests.postgres import Postgres

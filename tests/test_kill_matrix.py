@@ -26,10 +26,10 @@ from flask_vault import VaultClient
 from flask_vault.rotation.backup import BackupStore
 from flask_vault.rotation.journal import record_of
 from flask_vault.rotation.journal import RESERVED_FIELD
-from flask_vault.rotation.operations import Result
 from flask_vault.rotation.steps import CRASH_VARIABLE
 from flask_vault.rotation.steps import seam
 from flask_vault.rotation.steps import STEPS
+from flask_vault.rotation.tasks import Result
 from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
 from flask_vault.testing.plugin import VaultMount

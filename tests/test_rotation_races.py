@@ -17,8 +17,8 @@ import pytest
 
 from flask_vault import AlreadyRotatedError
 from flask_vault.rotation.backup import BackupStore
-from flask_vault.rotation.operations import Result
 from flask_vault.rotation.steps import seam
+from flask_vault.rotation.tasks import Result
 from tests.helpers import at_once
 from tests.helpers import BACKUP_KEY
 from tests.postgres import Postgres

@@ -15,11 +15,11 @@ from flask_vault import VaultClient
 from flask_vault import VaultConfigError
 from flask_vault.rotation import registry
 from flask_vault.rotation.journal import Fields
-from flask_vault.rotation.operations import Rules
 from flask_vault.rotation.rotators import Job
 from flask_vault.rotation.rotators import NotYet
 from flask_vault.rotation.rotators import Rejected
 from flask_vault.rotation.rotators import Rotator
+from flask_vault.rotation.tasks import Rules
 from flask_vault.rotations import Rotations
 from flask_vault.testing.plugin import VaultMount
 from tests.helpers import BACKUP_KEY
