@@ -15,6 +15,7 @@ import typing as t
 import click
 from flask.cli import ScriptInfo
 
+from .backups_command import backups
 from .console import age
 from .console import fail
 from .console import opened_app
@@ -336,6 +337,9 @@ def init(context: click.Context) -> None:
             say_error(str(denial))
 
         raise click.exceptions.Exit(worst(codes))
+
+
+vault_group.add_command(backups)
 
 
 @vault_group.command("backup-key")

@@ -10,6 +10,7 @@ import logging
 import os
 import typing as t
 
+from .backups import open_backups
 from .bootstrap import BootstrapCache
 from .catalog import Catalog
 from .entries import Entry
@@ -28,7 +29,6 @@ from .keyring import KeyRing
 from .polling import Poller
 from .rotation.backup import BackupStore
 from .rotation.runner import Rotated
-from .rotations import open_backups
 from .rotations import Rotations
 from .settings import Settings
 from .startup import load_documents
@@ -477,7 +477,8 @@ class VaultClient:
 
         :raises BackupError: when the directory is unset.
         """
-        return open_backups(self.settings)
+        transport = self._transport if self.settings.enabled else None
+        return open_backups(self.settings, transport)
 
     def held(self, location: Location) -> Document | None:
         """The document in memory, whatever its age, if it is Vault's own.

@@ -8,19 +8,18 @@ import datetime
 import typing as t
 import uuid
 
+from .backups import open_backups
 from .catalog import Catalog
 from .catalog import Plan
 from .catalog import StaticRole
 from .entries import Reference
 from .errors import AlreadyRotatedError
-from .errors import BackupError
 from .errors import RotationError
 from .errors import SecretNotFoundError
 from .errors import UnfinishedRotationError
 from .errors import VaultPermissionError
 from .rotation import generators
 from .rotation.audit import AuditLog
-from .rotation.backup import BackupStore
 from .rotation.envelope import Backup
 from .rotation.operations import Operations
 from .rotation.runner import Rotated
@@ -38,20 +37,6 @@ from .vault.documents import Location
 from .vault.documents import Stamp
 from .vault.kv import KV
 from .vault.versions import Versions
-
-
-def open_backups(settings: Settings) -> BackupStore:
-    """The backups in ``VAULT_BACKUP_DIR``.
-
-    :raises BackupError: when the directory is unset.
-    """
-    if settings.backup_dir is None:
-        raise BackupError(
-            "VAULT_BACKUP_DIR is unset: set it to a directory that only this user can"
-            " read."
-        )
-
-    return BackupStore(settings.backup_dir, settings.backup_keys)
 
 
 class Rotations:
@@ -97,7 +82,7 @@ class Rotations:
         self.audit.check()
         means = Means(
             self._kv,
-            open_backups(self._settings) if backup else None,
+            open_backups(self._settings, self._kv.transport) if backup else None,
             self._settings.namespace,
             rules,
             self._lookup,
@@ -183,7 +168,7 @@ class Rotations:
             values any more.
         """
         self.audit.check()
-        backups = open_backups(self._settings) if backup else None
+        backups = open_backups(self._settings, self._kv.transport) if backup else None
         runner = Runner(self._kv, backups, self._settings.namespace)
 
         try:
@@ -231,7 +216,7 @@ class Rotations:
 
     def restore(self, file: str) -> Rotated:
         """Bring back the values that a rotation replaced, from its backup."""
-        backups = open_backups(self._settings)
+        backups = open_backups(self._settings, self._kv.transport)
         backup = backups.read(file)
         location, label = self._catalog.owner_of(backup.header.path, file)
 

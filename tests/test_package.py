@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["resolve"] = MAY_IMPORT["values"] | MAY_IMPORT["store"] | {"values", "store"}
 MAY_IMPORT["catalog"] = MAY_IMPORT["values"] | {"values", "vault", "rotation"}
-MAY_IMPORT["rotations"] = MAY_IMPORT["catalog"] | {"catalog", "settings"}
+MAY_IMPORT["backups"] = GROUND | {"vault", "rotation", "settings"}
+MAY_IMPORT["rotations"] = MAY_IMPORT["catalog"] | {"backups", "catalog", "settings"}
 MAY_IMPORT["bootstrap"] = GROUND | {"vault", "rotation"}
 MAY_IMPORT["startup"] = MAY_IMPORT["store"] | {"store", "bootstrap"}
 MAY_IMPORT["keyring"] = set()
@@ -48,6 +49,7 @@ MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
     "history",
     "keyring",
     "polling",
+    "backups",
     "bootstrap",
     "startup",
     "resolve",
@@ -83,6 +85,7 @@ MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "lo
 MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
+MAY_IMPORT["backups_command"] = MAY_IMPORT["rotate_command"] | {"rotate_command"}
 MAY_IMPORT["audit_command"] = MAY_IMPORT["rotate_command"]
 MAY_IMPORT["backup_command"] = MAY_IMPORT["rotate_command"]
 MAY_IMPORT["rotate_plan"] = MAY_IMPORT["rotate_command"]

@@ -193,6 +193,11 @@ class KV:
         """The server's time."""
         return self._transport.now()
 
+    @property
+    def transport(self) -> Transport:
+        """The way to the server."""
+        return self._transport
+
     def list(self, location: Location) -> list[str]:
         """The names below a path; folders end with a slash.
 
