@@ -55,6 +55,7 @@ nitpick_ignore = [
     ("py:class", "flask_vault.entries.Entry"),
     ("py:class", "flask_vault.extension.H"),
     ("py:class", "flask_vault.settings.Settings"),
+    ("py:class", "flask_vault.extension.R"),
     ("py:class", "flask_vault.testing.cluster.C"),
     ("py:class", "flask_vault.testing.proxy.P"),
     ("py:class", "flask_vault.testing.server.D"),

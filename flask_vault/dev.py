@@ -106,6 +106,7 @@ def _prepare(
         "VAULT_BOOTSTRAP_CACHE": None,
         "VAULT_BACKUP_DIR": str(folder / "backups"),
         "VAULT_BACKUP_KEYS": [new_key()],
+        "VAULT_BACKUP_TRANSIT_KEY": None,
     }
     file = folder / "settings.json"
     _write_private(file, json.dumps(overrides))

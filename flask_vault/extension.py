@@ -36,6 +36,8 @@ H = t.TypeVar("H", bound="Hook")
 #: Where the callbacks of an app are that is not loaded yet.
 _WAITING: t.Final = "vault-waiting"
 
+R = t.TypeVar("R", bound=type)
+
 #: The current app itself. An attribute read through the proxy costs ten times as much.
 _present_app = t.cast("LocalProxy[Flask]", current_app)._get_current_object
 
@@ -93,6 +95,23 @@ class FlaskVault:
         :raises RuntimeError: outside of an app context.
         """
         return get_vault_client()
+
+    def rotator(self, name: str) -> cabc.Callable[[R], R]:
+        """A decorator that gives a rotator class a name for ``kind`` in ``rotate``.
+
+        .. code-block:: python
+
+            @vault.rotator("stripe")
+            class StripeRotator(Rotator): ...
+
+        The name holds for all apps of the process. The module has to be imported by the
+        app's factory, or the name is not known: :doc:`/rotators`.
+
+        :raises VaultConfigError: when a rotator of Flask-Vault's own has that name.
+        """
+        from .rotation.registry import register
+
+        return register(name)
 
     def keyring(self, key: str) -> KeyRing:
         """The key ring of a config key of the current app.

@@ -18,6 +18,7 @@ from werkzeug.serving import is_running_from_reloader
 from .errors import AlreadyRotatedError
 from .errors import BackupError
 from .errors import CheckAndSetError
+from .errors import UnfinishedRotationError
 from .errors import VaultConfigError
 from .errors import VaultError
 from .errors import VaultLoginError
@@ -43,6 +44,7 @@ _EXIT_CODES: t.Final[tuple[tuple[type[VaultError], int], ...]] = (
     (AlreadyRotatedError, 3),
     (CheckAndSetError, 3),
     (VaultUnavailableError, 4),
+    (UnfinishedRotationError, 4),
     (BackupError, 6),
     (VaultLoginError, 7),
     (VaultPermissionError, 7),

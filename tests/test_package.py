@@ -28,17 +28,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "entries": GROUND | {"templates"},
     "values": GROUND | {"templates", "entries"},
     "store": GROUND | {"vault"},
-    "rotation": GROUND | {"vault"},
+    "rotation": GROUND | {"vault", "templates"},
 }
 MAY_IMPORT["resolve"] = MAY_IMPORT["values"] | MAY_IMPORT["store"] | {"values", "store"}
-MAY_IMPORT["catalog"] = MAY_IMPORT["entries"] | {"entries", "vault", "rotation"}
+MAY_IMPORT["catalog"] = MAY_IMPORT["values"] | {"values", "vault", "rotation"}
+MAY_IMPORT["backups"] = GROUND | {"vault", "rotation", "settings"}
+MAY_IMPORT["rotations"] = MAY_IMPORT["catalog"] | {"backups", "catalog", "settings"}
 MAY_IMPORT["bootstrap"] = GROUND | {"vault", "rotation"}
 MAY_IMPORT["startup"] = MAY_IMPORT["store"] | {"store", "bootstrap"}
 MAY_IMPORT["keyring"] = set()
 MAY_IMPORT["history"] = GROUND | {"vault"}
 MAY_IMPORT["store"] |= {"history"}
 MAY_IMPORT["polling"] = GROUND | {"vault", "history", "store"}
-MAY_IMPORT["candidates"] = MAY_IMPORT["resolve"] | {"resolve", "keyring"}
+MAY_IMPORT["candidates"] = MAY_IMPORT["resolve"] | {"resolve", "keyring", "rotation"}
 MAY_IMPORT["rings"] = MAY_IMPORT["resolve"] | {"resolve", "keyring", "history"}
 MAY_IMPORT["config_writer"] = MAY_IMPORT["entries"] | {"entries", "keyring"}
 MAY_IMPORT["live"] = MAY_IMPORT["rings"] | {"rings", "config_writer"}
@@ -47,12 +49,14 @@ MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
     "history",
     "keyring",
     "polling",
+    "backups",
     "bootstrap",
     "startup",
     "resolve",
     "rotation",
     "settings",
     "catalog",
+    "rotations",
 }
 # Users' own suites import this one, and pay for what it imports.
 MAY_IMPORT["testing"] = {"errors"}
@@ -84,6 +88,15 @@ MAY_IMPORT["doctor"] = BELOW_THE_TOP | {"console", "loading", "policy"}
 MAY_IMPORT["doctor_command"] = {"doctor", "errors", "invocation", "loading"}
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
+MAY_IMPORT["backups_command"] = MAY_IMPORT["rotate_command"] | {"backup_command"}
+MAY_IMPORT["audit_command"] = MAY_IMPORT["rotate_command"]
+MAY_IMPORT["backup_command"] = MAY_IMPORT["rotate_command"]
+MAY_IMPORT["rotate_plan"] = MAY_IMPORT["rotate_command"]
+MAY_IMPORT["reporter"] = BELOW_THE_TOP
+MAY_IMPORT["rotate_command"] = MAY_IMPORT["rotate_command"] | {
+    "reporter",
+    "rotate_plan",
+}
 MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.
