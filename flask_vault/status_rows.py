@@ -30,6 +30,9 @@ Tone = t.Literal["good", "warn", "bad", "idle"]
 #: retries, before somebody should look at it.
 _STEP: t.Final = 300.0
 
+#: The field of a document in which a rotation keeps what it needs to be finished.
+_JOURNAL: t.Final = "_rotation"
+
 #: The states of an open rotation, in their order, and what goes on in them.
 _STEPS: t.Final = {
     "INTENT": "a new value is being made",
@@ -76,9 +79,8 @@ class OpenRotation:
     cure: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One secret.
+class Row(t.NamedTuple):
+    """One secret. A tuple, since there may be hundreds.
 
     :param tone: of the row: whether somebody should look at it.
     :param source_tone: whether the value is Vault's.
@@ -142,7 +144,7 @@ def _row(
     patience = state.settings.propagation_window + _STEP
     rotations = (
         ()
-        if held is None
+        if held is None or held.document.data.get(_JOURNAL) is None
         else tuple(_open_rotations(entry, held.document, now, patience))
     )
     source_tone = _tone_of(source, state.settings.enabled)
@@ -223,10 +225,7 @@ def _open_rotations(
 
     :param patience: seconds after which a step should be over.
     """
-    journal = document.data.get("_rotation")
-
-    if journal is None:
-        return
+    journal = document.data[_JOURNAL]
 
     if not isinstance(journal, cabc.Mapping) or journal.get("v") != 1:
         yield OpenRotation("Open rotation", "", _UNREADABLE)

@@ -16,6 +16,7 @@ from tests.browser import open_browser
 from tests.browser import served
 from tests.browser import what_is_missing
 from tests.helpers import start_app
+from tests.status_picture import PICTURE
 from tests.status_scenes import passing
 from tests.status_scenes import SCENES
 
@@ -133,6 +134,13 @@ def test_the_question_is_to_be_read_too(status: str, browser: Browser) -> None:
                 assert len(contrasts) == 2
                 assert all(ratio >= CONTRAST for _, ratio in contrasts)
                 assert browser.axe()[1] == []
+
+
+def test_the_picture_in_the_docs_is_small() -> None:
+    content = PICTURE.read_bytes()
+
+    assert content.startswith(b"\x89PNG")
+    assert len(content) < 100_000
 
 
 def test_these_tests_see_what_is_wrong(browser: Browser) -> None:
