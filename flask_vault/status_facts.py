@@ -191,7 +191,8 @@ def _server(
     if refresh["mode"] == "off":
         return Card("Server", "Asked when needed", note, "idle")
 
-    if refresh["stale"]:
+    # All paths could be read, and the active node has not answered.
+    if refresh["stale"] and not refresh["errors"]:
         return Card("Server", "Only a standby answers", note, "warn")
 
     return Card("Server", "Answers", note, "good")

@@ -180,12 +180,12 @@ def _made(config: cabc.Mapping[str, object], secrets: object) -> Flask:
         state.client.transport._session.token = Token(
             CANARY, ours=True, ttl=HOUR, renewable=True, obtained=now - 14 * 60
         )
-        _note(state, last_success=now - 12, last_fresh=now - 12)
+        note(state, last_success=now - 12, last_fresh=now - 12)
 
     return app
 
 
-def _note(state: AppState, **facts: t.Any) -> None:
+def note(state: AppState, **facts: t.Any) -> None:
     known = state.refresher.freshness
     state.refresher.freshness = dataclasses.replace(known, **facts)
 
@@ -194,10 +194,10 @@ def fail(
     state: AppState, error: VaultError, *, for_seconds: float, at: str = "flask"
 ) -> None:
     since = time.monotonic() - for_seconds
-    _note(state, failing_since=since, errors={_path(state, at): error})
+    note(state, failing_since=since, errors={_path(state, at): error})
 
     if isinstance(error, VaultConnectionError):
-        _note(state, last_success=since - 5, last_fresh=since - 5)
+        note(state, last_success=since - 5, last_fresh=since - 5)
 
 
 def _path(state: AppState, path: str) -> str:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import re
+import time
 import typing as t
 
 import pytest
@@ -397,6 +398,15 @@ def test_the_server_in_a_word(
     assert f"Server {words} active node" in text_of(answer)
     # It is not the fault of the secret that was asked for first.
     assert type(error).__name__ not in row_of(answer, "SECRET_KEY")
+
+
+def test_a_standby_that_is_cut_off_is_told(vault_mount: VaultMount) -> None:
+    app = status_scenes.passing(vault_mount)
+    status_scenes.note(state_of(app), last_fresh=time.monotonic() - 1000)
+    text = text_of(ask(app))
+
+    assert "Server Only a standby answers active node answered 16 min ago" in text
+    assert "Serving, with a warning" in text
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ def main() -> None:
             sections.append(measure(server))
             _report(sections[-1])
 
-    for measure_alone in (health.measure, command_line.measure):
-        sections.append(measure_alone())
-        _report(sections[-1])
-
+    sections.append(command_line.measure())
+    _report(sections[-1])
+    sections.append(health.measure())
+    _report(sections[-1])
     print(facts(), format_table(sections), sep="\n\n")
     print(f"\n{verdict(sections)}, in {time.perf_counter() - began:.0f} seconds.")
 
