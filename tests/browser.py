@@ -6,6 +6,7 @@ import base64
 import collections.abc as cabc
 import contextlib
 import importlib.resources
+import importlib.util
 import os
 import shutil
 import threading
@@ -19,6 +20,7 @@ if t.TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 PROGRAMS = "chromium", "chromedriver"
+PACKAGES = "selenium", "selenium_axe_python"
 
 #: Every text of a page with less contrast to what is behind it, as WCAG counts it.
 _CONTRAST = """
@@ -85,13 +87,16 @@ axe.run(document, {resultTypes: ['violations', 'incomplete']}).then(
 
 def what_is_missing() -> str | None:
     """Why there is no browser to be had; ``None`` when there is one."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    return (
-        f"{' and '.join(missing)} is missing: install Debian's packages chromium and"
-        " chromium-driver"
-        if missing
-        else None
-    )
+    programs = [name for name in PROGRAMS if shutil.which(name) is None]
+
+    if programs:
+        return (
+            f"{' and '.join(programs)} is missing: install Debian's packages chromium"
+            " and chromium-driver"
+        )
+
+    packages = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(packages)} is not installed" if packages else None
 
 
 class Browser:
