@@ -580,7 +580,12 @@ class VaultClient:
     @property
     def failing(self) -> bool:
         """Whether a document is served that could not be read anew."""
-        return self.settings.enabled and bool(self._store.failing)
+        return bool(self.failures)
+
+    @property
+    def failures(self) -> dict[Location, VaultError]:
+        """Why documents could not be read anew that are served all the same."""
+        return self._store.failing if self.settings.enabled else {}
 
     def now(self) -> datetime.datetime:
         """Vault's time, from its last answers, in UTC.

@@ -20,6 +20,7 @@ GROUND = {"errors", "paths", "signals"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "paths": set(),
+    "durations": set(),
     "signals": {"errors"},
     "vault": GROUND,
     "settings": GROUND,
@@ -65,7 +66,10 @@ BELOW_THE_TOP = set(MAY_IMPORT) - {"testing"}
 MAY_IMPORT["refresher"] = GROUND | {"vault"}
 MAY_IMPORT["placeholders"] = GROUND | {"templates"}
 MAY_IMPORT["state"] = BELOW_THE_TOP | {"refresher", "invocation"}
-MAY_IMPORT["health"] = BELOW_THE_TOP | {"state"}
+MAY_IMPORT["status_rows"] = BELOW_THE_TOP | {"state"}
+MAY_IMPORT["status_facts"] = BELOW_THE_TOP | {"state", "status_rows"}
+MAY_IMPORT["status_page"] = BELOW_THE_TOP | {"state", "status_rows", "status_facts"}
+MAY_IMPORT["health"] = BELOW_THE_TOP | {"state", "status_page"}
 MAY_IMPORT["middleware"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["session_guard"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["invocation"] = GROUND

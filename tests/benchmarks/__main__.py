@@ -8,6 +8,7 @@ import sys
 import time
 
 from . import command_line
+from . import health
 from . import propagation
 from . import reads
 from . import refreshing
@@ -31,6 +32,8 @@ def main() -> None:
             _report(sections[-1])
 
     sections.append(command_line.measure())
+    _report(sections[-1])
+    sections.append(health.measure())
     _report(sections[-1])
     print(facts(), format_table(sections), sep="\n\n")
     print(f"\n{verdict(sections)}, in {time.perf_counter() - began:.0f} seconds.")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +52,16 @@ class BenchServer:
 
     def __exit__(self, *exc_info: object) -> None:
         self._server.close()
+
+    @contextlib.contextmanager
+    def frozen(self) -> cabc.Iterator[None]:
+        """Have it take connections, and say nothing."""
+        os.kill(self._server.pid, signal.SIGSTOP)
+
+        try:
+            yield
+        finally:
+            os.kill(self._server.pid, signal.SIGCONT)
 
     @property
     def address(self) -> str:
