@@ -32,6 +32,7 @@ from .errors import without_frames
 from .history import Historian
 from .history import Need
 from .keyring import KeyRing
+from .observing import Observers
 from .polling import Poller
 from .rotation import generators
 from .rotation.backup import BackupStore
@@ -107,6 +108,7 @@ class VaultClient:
     :param entries: what ``VAULT_SECRETS`` declares; says which fields may be rotated,
         and how.
     :param pin: gives the :class:`Pin` of the present unit of work, or ``None``.
+    :param observers: are told of logins, requests and rotations.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class VaultClient:
         entries: cabc.Iterable[Entry] = (),
         *,
         pin: cabc.Callable[[], Pin | None] | None = None,
+        observers: Observers | None = None,
     ) -> None:
         if not isinstance(settings, Settings):
             raise TypeError(
@@ -125,6 +128,7 @@ class VaultClient:
         self.settings = settings
         self.catalog = Catalog(settings.mount, settings.prefix, entries)
         self._pin = pin or (lambda: None)
+        self._observers = observers or Observers()
         self._listeners: list[cabc.Callable[[Rotated], None]] = []
 
         if not settings.enabled:
@@ -154,6 +158,7 @@ class VaultClient:
                 client_cert=endpoint.client_cert,
             ),
             revoke_on_exit=settings.revoke_on_exit,
+            observers=self._observers,
         )
         self._kv = KV(self._transport, settings.kv_version)
         self._versions = Versions(self._transport, self._kv)
@@ -504,7 +509,9 @@ class VaultClient:
         runner = Runner(
             self._kv, self.backups if backup else None, self.settings.namespace
         )
-        return self._done(runner.rotate(target))
+
+        with self._observers.span("rotate", fields=len(target.makers)):
+            return self._done(runner.rotate(target))
 
     @_at_the_edge
     def restore_secret(self, file: str) -> Rotated:
