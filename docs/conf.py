@@ -53,6 +53,7 @@ nitpick_ignore = [
     ("py:class", "Pin"),
     ("py:class", "flask_vault.client.Pin"),
     ("py:class", "flask_vault.entries.Entry"),
+    ("py:class", "flask_vault.observing.Observers"),
     ("py:class", "flask_vault.settings.Settings"),
     ("py:class", "flask_vault.testing.cluster.C"),
     ("py:class", "flask_vault.testing.proxy.P"),

@@ -67,10 +67,16 @@ class Redaction(logging.Filter):
         The filters of a logger see only what is logged with itself; those of a handler
         all that reaches it.
         """
-        target.addFilter(self)
+        if isinstance(target, logging.Handler):
+            target.addFilter(self)
+            return
 
-        for handler in getattr(target, "handlers", ()):
+        for handler in target.handlers:
             handler.addFilter(self)
+
+        # The handlers of the loggers above it get its records, too.
+        if target.parent is not None or not target.handlers:
+            target.addFilter(self)
 
         # Without a handler anywhere, this is the one that writes.
         if target is logging.getLogger() and logging.lastResort is not None:
@@ -254,6 +260,9 @@ def _spellings_of(text: str) -> cabc.Iterator[str]:
 
 def _masked(text: str, secrets: cabc.Iterable[str]) -> str:
     """The same object when there is nothing to mask."""
+    if len(text) < SHORTEST:
+        return text
+
     for secret in secrets:
         if secret in text:
             text = text.replace(secret, MASK)

@@ -31,6 +31,11 @@ from ..observing import Observer
 from ..observing import observers_of
 from ..resolve import Outcome
 from ..resolve import Source
+from ..signals import keyring_advanced
+from ..signals import refresh_failed
+from ..signals import refresh_recovered
+from ..signals import secret_rotated
+from ..signals import secrets_loaded
 from ..state import AppState
 from ..values import fields_of
 from ..vault.documents import Document
@@ -48,6 +53,19 @@ except ImportError:
     ) from None
 
 SOURCES: t.Final[tuple[Source, ...]] = t.get_args(Source)
+RECEIVERS: t.Final = (
+    "on_rotate",
+    *(
+        signal.name
+        for signal in (
+            secrets_loaded,
+            secret_rotated,
+            keyring_advanced,
+            refresh_failed,
+            refresh_recovered,
+        )
+    ),
+)
 STATES: t.Final[tuple[State, ...]] = t.get_args(State)
 
 #: Upper ends in seconds: from a server on this host to the default read timeout.
@@ -242,6 +260,10 @@ class _Publisher(Observer):
         for key, outcome in state.outcomes.items():
             self._publish_entry(state, key, outcome)
 
+        # What is not there cannot be seen to rise.
+        for receiver in RECEIVERS:
+            self._metrics.receiver_errors.labels(self._name, receiver)
+
         if state.settings.enabled:
             self._publish_refresh(state)
 
@@ -293,6 +315,9 @@ class _Publisher(Observer):
 
         if state.refresher.mode != "off":
             metrics.interval.labels(self._name).set(state.settings.refresh_interval)
+
+        for result in ("ok", "failed"):
+            metrics.refreshes.labels(self._name, result)
 
         metrics.window.labels(self._name).set(state.settings.propagation_window)
         metrics.failing.labels(self._name).set(known.failing_since is not None)

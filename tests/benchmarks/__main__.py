@@ -7,6 +7,7 @@ import sys
 import time
 
 from . import command_line
+from . import observing
 from . import reads
 from . import serving
 from . import start
@@ -16,6 +17,8 @@ from .table import format_table
 from .table import Section
 from .table import verdict
 
+_IN_TURN = (start.measure, reads.measure, serving.measure, observing.measure)
+
 
 def main() -> None:
     began = time.perf_counter()
@@ -23,7 +26,7 @@ def main() -> None:
     sections: list[Section] = []
 
     with BenchServer() as server:
-        for measure in (start.measure, reads.measure, serving.measure):
+        for measure in _IN_TURN:
             sections.append(measure(server))
             _report(sections[-1])
 
