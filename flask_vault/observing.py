@@ -102,7 +102,7 @@ class Trace:
         name, facts = self._begun
 
         for observer in self._observers:
-            span = _guarded(lambda o=observer: o.begin(name, facts))  # type: ignore[misc]
+            span = guarded(lambda o=observer: o.begin(name, facts))  # type: ignore[misc]
 
             if span is not None:
                 self._spans.append(span)
@@ -112,7 +112,7 @@ class Trace:
     def note(self, **facts: Fact) -> None:
         """Add what is known by now."""
         for span in self._spans:
-            _guarded(lambda s=span: s.note(facts))  # type: ignore[misc]
+            guarded(lambda s=span: s.note(facts))  # type: ignore[misc]
 
     def failed(self, error: BaseException) -> None:
         """It fails, and nothing is raised for it."""
@@ -130,7 +130,7 @@ class Trace:
         # The last one that began is the first to end.
         while self._spans:
             span = self._spans.pop()
-            _guarded(lambda s=span: s.end(self._error))  # type: ignore[misc]
+            guarded(lambda s=span: s.end(self._error))  # type: ignore[misc]
 
 
 class Observers:
@@ -180,7 +180,7 @@ class Observers:
 
     def _tell(self, tell: cabc.Callable[[Observer], object]) -> None:
         for observer in self._all:
-            _guarded(lambda o=observer: tell(o))  # type: ignore[misc]
+            guarded(lambda o=observer: tell(o))  # type: ignore[misc]
 
 
 class StepTimer:
@@ -287,7 +287,8 @@ def outcome_of(answer: object) -> str:
     return "missing" if isinstance(answer, SecretNotFoundError) else "error"
 
 
-def _guarded(tell: cabc.Callable[[], T]) -> T | None:
+def guarded(tell: cabc.Callable[[], T]) -> T | None:
+    """Let an observer do something, and log what it raises."""
     try:
         return tell()
     except Exception as error:

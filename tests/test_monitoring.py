@@ -84,6 +84,12 @@ def test_a_rule_tells_who_and_what_to_do() -> None:
         assert set(shown) <= set.union(*(SERIES[name] for name in names))
 
 
+def test_the_page_has_every_alert_with_its_severity() -> None:
+    page = MONITORING.with_suffix(".rst").read_text("utf-8")
+    told = re.findall(r"^``(FlaskVault\w+)`` +(\w+) ", page, re.M)
+    assert dict(told) == {r["alert"]: r["labels"]["severity"] for r in RULES}
+
+
 def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
     taken = [
@@ -162,8 +168,9 @@ ENDS = "token_expires_timestamp_seconds"
         # With VAULT_REFRESH_MODE "off" there is no interval.
         ("FlaskVaultStale", shop(**OFF), False),
         ("FlaskVaultRefreshFails", shop(refresh_failing="1x20"), True),
-        ("FlaskVaultTokenEnds", shop(**{ENDS: "600x20"}), True),
-        ("FlaskVaultTokenEnds", shop(**{ENDS: "+Inf"}), False),
+        ("FlaskVaultTokenEnded", shop(**REFRESHES, **{ENDS: "600x20"}), True),
+        ("FlaskVaultTokenEnded", shop(**REFRESHES, **{ENDS: GOES_ON}), False),
+        ("FlaskVaultTokenEnded", shop(**OFF, **{ENDS: "600x20"}), False),
         (
             "FlaskVaultWorkersDiffer",
             {

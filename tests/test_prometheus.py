@@ -299,6 +299,23 @@ def test_apps_that_share_a_registry_are_told_apart(vault_mount: VaultMount) -> N
     assert scrape.one("entries", app="admin", source="vault") == 1
 
 
+def test_metrics_that_cannot_be_kept_fail_no_request(
+    vault_mount: VaultMount,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    vault_mount.write("a", {"a": CANARY})
+    measured = Measured(vault_mount.config(TESTING=True), VAULT_SECRETS={"A": "a#a"})
+
+    def full(*args: object) -> t.NoReturn:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("prometheus_client.Gauge.set", full)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert measured.app.test_client().get("/vault/health/live").status_code == 200
+    assert "What observes Flask-Vault failed with OSError" in caplog.text
+
+
 # --- several processes ---------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from ..errors import VaultConfigError
 from ..errors import VaultError
 from ..keyring import KeyRing
 from ..keyring import State
+from ..observing import guarded
 from ..observing import Observer
 from ..observing import observers_of
 from ..resolve import Outcome
@@ -198,7 +199,7 @@ def init_app(app: Flask, registry: CollectorRegistry | None = None) -> None:
     publisher = _Publisher(app, metrics)
     observers_of(app.extensions).add(publisher)
     app.before_request(publisher.touch)
-    publisher.changed()
+    guarded(publisher.changed)
 
 
 class _Publisher(Observer):
@@ -240,7 +241,7 @@ class _Publisher(Observer):
     def touch(self) -> None:
         """See to it that this process is among those that are shown."""
         if self._published_by != os.getpid():
-            self._publish()
+            guarded(self._publish)
 
     # --- figures ---------------------------------------------------------------------
 
