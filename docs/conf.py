@@ -54,6 +54,7 @@ nitpick_ignore = [
     ("py:class", "flask_vault.client.Pin"),
     ("py:class", "flask_vault.entries.Entry"),
     ("py:class", "flask_vault.extension.H"),
+    ("py:class", "flask_vault.observing.Observers"),
     ("py:class", "flask_vault.settings.Settings"),
     ("py:class", "flask_vault.extension.R"),
     ("py:class", "flask_vault.testing.cluster.C"),

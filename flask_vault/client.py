@@ -26,6 +26,7 @@ from .errors import without_frames
 from .history import Historian
 from .history import Need
 from .keyring import KeyRing
+from .observing import Observers
 from .polling import Poller
 from .rotation.backup import BackupStore
 from .rotation.runner import Rotated
@@ -97,6 +98,7 @@ class VaultClient:
     :param entries: what ``VAULT_SECRETS`` declares; says which fields may be rotated,
         and how.
     :param pin: gives the :class:`Pin` of the present unit of work, or ``None``.
+    :param observers: are told of logins, requests and rotations.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class VaultClient:
         entries: cabc.Iterable[Entry] = (),
         *,
         pin: cabc.Callable[[], Pin | None] | None = None,
+        observers: Observers | None = None,
     ) -> None:
         if not isinstance(settings, Settings):
             raise TypeError(
@@ -115,6 +118,7 @@ class VaultClient:
         self.settings = settings
         self.catalog = Catalog(settings.mount, settings.prefix, entries)
         self._pin = pin or (lambda: None)
+        self._observers = observers or Observers()
         self._listeners: list[cabc.Callable[[Rotated], None]] = []
 
         if not settings.enabled:
@@ -144,6 +148,7 @@ class VaultClient:
                 client_cert=endpoint.client_cert,
             ),
             revoke_on_exit=settings.revoke_on_exit,
+            observers=self._observers,
         )
         self._kv = KV(self._transport, settings.kv_version)
         self._versions = Versions(self._transport, self._kv)
@@ -458,7 +463,12 @@ class VaultClient:
         :meta private:
         """
         return Rotations(
-            self.kv, self._versions, self.catalog, self.settings, self._done
+            self.kv,
+            self._versions,
+            self.catalog,
+            self.settings,
+            self._done,
+            self._observers,
         )
 
     def _done(self, rotated: Rotated) -> None:

@@ -106,6 +106,7 @@ class Refresher:
     :param window: ``VAULT_PROPAGATION_WINDOW`` in seconds.
     :param on_failure: called with the errors of the first round that fails.
     :param on_recovery: called with the seconds that it took, when all is good again.
+    :param on_round: called with the errors of each round, once they are noted.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Refresher:
         window: float,
         on_failure: cabc.Callable[[cabc.Mapping[str, VaultError]], None],
         on_recovery: cabc.Callable[[float], None],
+        on_round: cabc.Callable[[cabc.Mapping[str, VaultError]], None],
     ) -> None:
         self._source = source
         self.mode = mode
@@ -126,6 +128,7 @@ class Refresher:
         self._longest_pause = interval * (1 + 2 * JITTER)
         self._on_failure = on_failure
         self._on_recovery = on_recovery
+        self._on_round = on_round
         self._local: PerProcess[_Local] = PerProcess(_Local)
         self._here: _Local | None = None
         self._cannot_start = False
@@ -402,11 +405,13 @@ class Refresher:
         if not errors:
             here.failures = 0
             self._succeeded(began)
+            self._on_round(errors)
             return errors
 
         here.failures += 1
         here.poll_at = time.monotonic() + self._pause(here.failures, errors)
         self._failed(began, errors)
+        self._on_round(errors)
         return errors
 
     def _pause(self, failures: int, errors: cabc.Mapping[str, VaultError]) -> float:

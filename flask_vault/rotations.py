@@ -18,6 +18,8 @@ from .errors import RotationError
 from .errors import SecretNotFoundError
 from .errors import UnfinishedRotationError
 from .errors import VaultPermissionError
+from .observing import Observers
+from .observing import StepTimer
 from .rotation import generators
 from .rotation.audit import AuditLog
 from .rotation.envelope import Backup
@@ -52,12 +54,14 @@ class Rotations:
         catalog: Catalog,
         settings: Settings,
         done: cabc.Callable[[Rotated], None],
+        observers: Observers,
     ) -> None:
         self._kv = kv
         self._versions = versions
         self._catalog = catalog
         self._settings = settings
         self._done = done
+        self._observers = observers
         self.audit = AuditLog(settings.audit_log, actor=kv.describe_token, clock=kv.now)
 
     @property
@@ -80,6 +84,18 @@ class Rotations:
         :raises BackupError: when there is nowhere to put a backup.
         """
         self.audit.check()
+        timer = StepTimer(self._observers)
+
+        def tell(progress: Progress) -> None:
+            timer.report(
+                progress.task,
+                progress.step,
+                kind=progress.task.kind,
+                operation=progress.operation,
+                waits=progress.remaining is not None,
+            )
+            report(progress)
+
         means = Means(
             self._kv,
             open_backups(self._settings, self._kv.transport) if backup else None,
@@ -87,7 +103,7 @@ class Rotations:
             rules,
             self._lookup,
             self.audit,
-            report,
+            tell,
         )
         return Operations(means)
 
@@ -172,7 +188,8 @@ class Rotations:
         runner = Runner(self._kv, backups, self._settings.namespace)
 
         try:
-            rotated = runner.rotate(target, seen)
+            with self._observers.span("rotate", fields=len(target.makers)):
+                rotated = runner.rotate(target, seen)
         except Exception as error:
             self._note(target.label, target.location, target.makers, error)
             raise

@@ -90,6 +90,7 @@ class Settings:
     health_blueprint: str = "vault"
     health_details: str = "never"
     health_token: str | None = dataclasses.field(default=None, repr=False)
+    metrics_paths: bool = False
 
     @classmethod
     def from_mapping(
@@ -154,6 +155,7 @@ class Settings:
             health_blueprint=read.text("VAULT_HEALTH_BLUEPRINT") or "vault",
             health_details=read.choice("VAULT_HEALTH_DETAILS", "never", DETAILS),
             health_token=read.header("VAULT_HEALTH_TOKEN"),
+            metrics_paths=read.flag("VAULT_METRICS_PATHS", False),
         )
         settings = dataclasses.replace(
             settings, prefix=_prefix(read, settings.environment, enabled)
@@ -219,6 +221,7 @@ KEYS: t.Final = (
     "VAULT_HEALTH_URL_PREFIX",
     "VAULT_KV_VERSION",
     "VAULT_MAX_STALE",
+    "VAULT_METRICS_PATHS",
     "VAULT_MOUNT",
     "VAULT_NAMESPACE",
     "VAULT_PREFIX",

@@ -57,22 +57,28 @@ refresh_failed = _signals.signal("vault-refresh-failed")
 refresh_recovered = _signals.signal("vault-refresh-recovered")
 
 
-def send(signal: blinker.NamedSignal, sender: t.Any, **arguments: t.Any) -> None:
+def send(signal: blinker.NamedSignal, sender: t.Any, **arguments: t.Any) -> int:
     """Call every receiver, also when one of them raises.
 
     The log names the type and the place of the failure, not its text, which may hold
     what the receiver was working on.
+
+    :return: how many have raised.
     """
-    for receiver in signal.receivers_for(sender):
+    called = [
         call(f"the signal {signal.name}", receiver, sender, **arguments)
+        for receiver in signal.receivers_for(sender)
+    ]
+    return called.count(False)
 
 
 def call(
     what: str, receiver: t.Callable[..., object], *args: t.Any, **kwargs: t.Any
-) -> None:
+) -> bool:
     """Call one receiver; what it raises is logged, and no more.
 
     :param what: what it receives, for the log.
+    :return: whether it raised nothing.
     """
     try:
         receiver(*args, **kwargs)
@@ -83,3 +89,6 @@ def call(
             type(error).__name__,
             place_of(error),
         )
+        return False
+
+    return True

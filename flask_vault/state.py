@@ -39,6 +39,7 @@ from .invocation import MODE
 from .keyring import KeyRing
 from .live import Learned
 from .live import LiveConfig
+from .observing import take_over
 from .refresher import Refresher
 from .resolve import Check
 from .resolve import failure_of
@@ -102,7 +103,10 @@ class AppState:
         self.app = app
         self.settings = settings
         self.entries = entries
-        self.client = VaultClient(settings, entries, pin=self._pin)
+        self.observers = take_over(app.extensions)
+        self.client = VaultClient(
+            settings, entries, pin=self._pin, observers=self.observers
+        )
         self.client.on_rotated(self._rotated)
         self.loaded = False
         self.live = LiveConfig(
@@ -118,6 +122,7 @@ class AppState:
             window=settings.propagation_window,
             on_failure=self._failed,
             on_recovery=self._recovered,
+            on_round=self.observers.refreshed,
         )
         self._entry = {entry.key: entry for entry in entries}
         self._hooks: list[tuple[frozenset[str], Hook]] = []
@@ -149,11 +154,14 @@ class AppState:
         :param patience: seconds to wait for a server that does not answer.
         :raises VaultError: for those that are not.
         """
-        outcomes = self.resolve(patience)
-        failure = failure_of(outcomes)
+        with self.observers.span(
+            "load", entries=len(self.entries), paths=len(self.live.places)
+        ):
+            outcomes = self.resolve(patience)
+            failure = failure_of(outcomes)
 
-        if failure is not None:
-            raise failure
+            if failure is not None:
+                raise failure
 
         with self._lock.get():
             now = self.client.now() if self.settings.enabled else None
@@ -168,13 +176,11 @@ class AppState:
 
         self._found, self._held = {}, {}
 
-        with self._app_context():
-            send(
-                secrets_loaded,
-                self.app,
-                keys=tuple(o.entry.key for o in outcomes if o.source != "unset"),
-                sources={o.entry.key: o.source for o in outcomes},
-            )
+        self._signal(
+            secrets_loaded,
+            keys=tuple(o.entry.key for o in outcomes if o.source != "unset"),
+            sources={o.entry.key: o.source for o in outcomes},
+        )
 
     def resolve(self, patience: float = 0.0) -> list[Outcome]:
         """Ask for every entry, and note what became of it. The config stays."""
@@ -421,6 +427,17 @@ class AppState:
 
     def round(self) -> dict[str, VaultError]:
         """Ask for every path once; give what went wrong, by path."""
+        with self.observers.span("refresh", paths=len(self.live.places)) as span:
+            errors = self._ask_all()
+            span.note(errors=len(errors))
+
+            for error in errors.values():
+                span.failed(error)
+                break
+
+        return errors
+
+    def _ask_all(self) -> dict[str, VaultError]:
         began = time.monotonic()
         bases = self.live.applied
         found: dict[Location, Held] = {}
@@ -582,6 +599,7 @@ class AppState:
         self._changed += [change.key for change in learned.changes]
 
         if learned:
+            self.observers.changed()
             self._later(lambda: self._send(learned, origin))
 
     def _later(self, job: Job) -> None:
@@ -603,9 +621,8 @@ class AppState:
     def _send(self, learned: Learned, origin: str) -> None:
         with self._app_context():
             for change in learned.changes:
-                send(
+                self._signal(
                     secret_rotated,
-                    self.app,
                     key=change.key,
                     path=change.path,
                     field=change.field,
@@ -615,9 +632,8 @@ class AppState:
                 )
 
             for advance in learned.advances:
-                send(
+                self._signal(
                     keyring_advanced,
-                    self.app,
                     key=advance.key,
                     version=advance.version,
                     accepted=advance.accepted,
@@ -625,8 +641,10 @@ class AppState:
 
             for key, version in learned.written:
                 for keys, hook in itertools.chain(*self.hook_lists):
-                    if key in keys:
-                        call(f"on_rotate({key!r})", hook, key, version)
+                    if key in keys and not call(
+                        f"on_rotate({key!r})", hook, key, version
+                    ):
+                        self.observers.receiver_failed("on_rotate")
 
     def _failed(self, errors: cabc.Mapping[str, VaultError]) -> None:
         kinds = [type(error).__name__ for error in errors.values()]
@@ -644,7 +662,8 @@ class AppState:
 
     def _signal(self, signal: t.Any, **arguments: t.Any) -> None:
         with self._app_context():
-            send(signal, self.app, **arguments)
+            for _ in range(send(signal, self.app, **arguments)):
+                self.observers.receiver_failed(signal.name)
 
     # --- rotations of this process ---------------------------------------------------
 

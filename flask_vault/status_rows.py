@@ -20,6 +20,7 @@ from .errors import VaultError
 from .keyring import Key
 from .keyring import KeyRing
 from .keyring import State
+from .rotation.journal import RESERVED_FIELD
 from .state import AppState
 from .vault.documents import Document
 from .vault.documents import Location
@@ -29,9 +30,6 @@ Tone = t.Literal["good", "warn", "bad", "idle"]
 #: Seconds that a step of a rotation takes beyond the propagation window, with all
 #: retries, before somebody should look at it.
 _STEP: t.Final = 300.0
-
-#: The field of a document in which a rotation keeps what it needs to be finished.
-_JOURNAL: t.Final = "_rotation"
 
 #: The states of an open rotation, in their order, and what goes on in them.
 _STEPS: t.Final = {
@@ -144,7 +142,7 @@ def _row(
     patience = state.settings.propagation_window + _STEP
     rotations = (
         ()
-        if held is None or held.document.data.get(_JOURNAL) is None
+        if held is None or held.document.data.get(RESERVED_FIELD) is None
         else tuple(_open_rotations(entry, held.document, now, patience))
     )
     source_tone = _tone_of(source, state.settings.enabled)
@@ -225,7 +223,7 @@ def _open_rotations(
 
     :param patience: seconds after which a step should be over.
     """
-    journal = document.data[_JOURNAL]
+    journal = document.data[RESERVED_FIELD]
 
     if not isinstance(journal, cabc.Mapping) or journal.get("v") != 1:
         yield OpenRotation("Open rotation", "", _UNREADABLE)

@@ -16,9 +16,10 @@ PACKAGE = Path(flask_vault.__file__).parent
 
 # The rooms, from the ground up, and what each may import of the others. A file is a
 # room of its own; a folder is one room, whose files may import each other. "*" is all.
-GROUND = {"errors", "paths", "signals"}
+GROUND = {"errors", "observing", "paths", "signals"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "observing": {"errors"},
     "paths": set(),
     "durations": set(),
     "signals": {"errors"},
@@ -82,6 +83,7 @@ MAY_IMPORT["extension"] = BELOW_THE_TOP | {
     "loading",
     "placeholders",
     "middleware",
+    "redaction",
     "session_guard",
 }
 MAY_IMPORT["integrations"] = BELOW_THE_TOP | {"extension", "state", "invocation"}
@@ -90,6 +92,7 @@ MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["policy_command"] = BELOW_THE_TOP | {"console", "policy", "state"}
 MAY_IMPORT["doctor"] = BELOW_THE_TOP | {"console", "loading", "policy"}
 MAY_IMPORT["doctor_command"] = {"doctor", "errors", "invocation", "loading"}
+MAY_IMPORT["redaction"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
 MAY_IMPORT["backups_command"] = MAY_IMPORT["rotate_command"] | {"backup_command"}

@@ -19,6 +19,7 @@ from ..errors import VaultError
 from ..errors import VaultLoginError
 from ..errors import VaultPermissionError
 from ..errors import VaultResponseError
+from ..observing import Observers
 from .auth import Credential
 from .auth import LoginMethod
 from .endpoint import Endpoint
@@ -95,6 +96,7 @@ class Session:
         method: LoginMethod,
         wire: Headers,
         spare: cabc.Callable[[], bool],
+        observers: Observers,
         *,
         revoke_on_exit: bool = False,
     ) -> None:
@@ -102,6 +104,7 @@ class Session:
         self._method = method
         self._wire = wire
         self._spare = spare
+        self._observers = observers
         self._revoke_on_exit = revoke_on_exit
         self._state: PerProcess[_State] = PerProcess(self._new_state)
         self.token: Token | None = None
@@ -325,7 +328,8 @@ class Session:
             raise copy.copy(self._refused[1])
 
         try:
-            token = self._method.login(self.anonymous(), credential)
+            with self._observers.span("login", method=self._method.name):
+                token = self._method.login(self.anonymous(), credential)
         except VaultLoginError as error:
             self._refused = credential, error
             raise
@@ -456,6 +460,7 @@ class Session:
             spare=self._spare,
             extra_headers=self._wire.headers,
             on_headers=self._wire.take,
+            observers=self._observers,
         )
 
     def _revoke(self, pid: int) -> None:

@@ -18,6 +18,7 @@ from ..errors import VaultResponseError
 from ..errors import VaultSealedError
 from ..errors import VaultUnavailableError
 from ..errors import without_frames
+from ..observing import Observers
 from .endpoint import Endpoint
 from .process import PerProcess
 from .retries import Budget
@@ -118,6 +119,7 @@ class Transport:
 
     :param method: how to log in. It is asked for at the first use, not before.
     :param revoke_on_exit: revoke a token that we made when the process ends.
+    :param observers: are told of logins and requests.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Transport:
         method: LoginMethod,
         *,
         revoke_on_exit: bool = False,
+        observers: Observers | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.method = method
@@ -139,6 +142,7 @@ class Transport:
             method,
             self._wire,
             lambda: self._budget.get().take(),
+            observers or Observers(),
             revoke_on_exit=revoke_on_exit,
         )
 

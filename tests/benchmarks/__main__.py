@@ -9,6 +9,7 @@ import time
 
 from . import command_line
 from . import health
+from . import observing
 from . import propagation
 from . import reads
 from . import refreshing
@@ -20,6 +21,15 @@ from .table import format_table
 from .table import Section
 from .table import verdict
 
+_IN_TURN = (
+    start.measure,
+    reads.measure,
+    serving.measure,
+    observing.measure,
+    refreshing.measure,
+    propagation.measure,
+)
+
 
 def main() -> None:
     began = time.perf_counter()
@@ -27,8 +37,8 @@ def main() -> None:
     sections: list[Section] = []
 
     with BenchServer() as server:
-        for part in (start, reads, serving, refreshing, propagation):
-            sections.append(part.measure(server))
+        for measure in _IN_TURN:
+            sections.append(measure(server))
             _report(sections[-1])
 
     sections.append(command_line.measure())
