@@ -15,8 +15,10 @@ import typing as t
 import weakref
 
 from .errors import place_of
+from .errors import VaultConnectionError
 from .errors import VaultError
 from .errors import VaultRateLimitedError
+from .errors import VaultUnavailableError
 from .vault.process import PerProcess
 
 #: Least seconds between two refreshes that something unknown asks for.
@@ -104,7 +106,8 @@ class Refresher:
     :param mode: ``thread``, ``request`` or ``off``.
     :param interval: seconds between two rounds.
     :param window: ``VAULT_PROPAGATION_WINDOW`` in seconds.
-    :param on_failure: called with the errors of the first round that fails.
+    :param on_failure: called with the errors of the first round that fails, and with
+        those of paths that fail as well later.
     :param on_recovery: called with the seconds that it took, when all is good again.
     :param on_round: called with the errors of each round, once they are noted.
     """
@@ -133,6 +136,8 @@ class Refresher:
         self._here: _Local | None = None
         self._cannot_start = False
         self.freshness = Freshness()
+        #: The paths of which was told since all was good.
+        self._told: set[str] = set()
 
     # --- what others call ------------------------------------------------------------
 
@@ -233,7 +238,7 @@ class Refresher:
                 self.now()
 
         # When it did not answer a moment ago, nobody is held up for it again.
-        if running and self.freshness.failing_since is not None:
+        if running and self._is_away():
             return False
 
         with here.rounds:
@@ -291,7 +296,8 @@ class Refresher:
             with here.lock:
                 self._round(here)
 
-        if here.prove_at <= time.monotonic():
+        # Where the round met silence, another wait for it proves nothing.
+        if here.prove_at <= time.monotonic() and not self._is_away():
             here.prove_at = time.monotonic() + self._prove_every
 
             with contextlib.suppress(VaultError, OSError):
@@ -299,9 +305,17 @@ class Refresher:
 
         self._source.advance()
         now = time.monotonic()
-        due = min(here.poll_at, here.prove_at, here.token_at)
+        due = min(here.poll_at, here.token_at)
+
+        if not self._is_away():
+            due = min(due, here.prove_at)
+
         wait = min(due - now, self._source.seconds_to_change())
         return min(max(wait, _SLEEP[0]), _SLEEP[1])
+
+    def _is_away(self) -> bool:
+        errors = self.freshness.errors.values()
+        return any(isinstance(error, VaultConnectionError) for error in errors)
 
     @property
     def _prove_every(self) -> float:
@@ -340,6 +354,10 @@ class Refresher:
         now = time.monotonic()
 
         if now - here.tried_at <= self._longest_pause:
+            return False
+
+        # Nor is a request held up for a server that is asked now, or did not answer.
+        if here.done and (here.lock.locked() or self._is_away()):
             return False
 
         loaded = self.freshness.last_success
@@ -381,7 +399,11 @@ class Refresher:
 
     def _is_due(self, here: _Local) -> bool:
         now = time.monotonic()
-        due = min(t.cast(float, here.poll_at), t.cast(float, here.prove_at))
+        due = t.cast(float, here.poll_at)
+
+        if not self._is_away():
+            due = min(due, t.cast(float, here.prove_at))
+
         return due <= now or self._source.seconds_to_change() <= 0
 
     def _round(self, here: _Local) -> cabc.Mapping[str, VaultError]:
@@ -389,6 +411,11 @@ class Refresher:
 
         try:
             errors = self._source.round()
+        except Exception as error:
+            # A bug of ours or of a check: told, seen in the health, and tried again.
+            _tell_bug(error)
+            kind = type(error).__name__
+            errors = {"*": VaultError(f"The refresh failed with {kind}, see the log.")}
         finally:
             spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
             here.poll_at = time.monotonic() + self._interval * spread
@@ -428,6 +455,7 @@ class Refresher:
 
     def _succeeded(self, began: float) -> None:
         since = self.freshness.failing_since
+        self._told.clear()
         self._note(last_success=began, failing_since=None, errors={})
 
         if since is not None:
@@ -435,13 +463,22 @@ class Refresher:
 
     def _failed(self, began: float, errors: cabc.Mapping[str, VaultError]) -> None:
         first = self.freshness.failing_since is None
+        new = {
+            path: error
+            for path, error in errors.items()
+            # What is wrong with the server is the same for each path.
+            if first
+            or not (path in self._told or isinstance(error, VaultUnavailableError))
+        }
+        self._told.update(new)
         self._note(
             failing_since=began if first else self.freshness.failing_since,
             errors=dict(errors),
         )
 
-        if first:
-            self._on_failure(errors)
+        # What fails as well now is not hidden behind what has failed for long.
+        if new:
+            self._on_failure(new)
 
     def _note(self, **facts: t.Any) -> None:
         self.freshness = dataclasses.replace(self.freshness, **facts)

@@ -45,7 +45,8 @@ secret_rotated = _signals.signal("vault-secret-rotated")
 #: :param accepted: the versions that are accepted, newest first, a tuple of ``int``.
 keyring_advanced = _signals.signal("vault-keyring-advanced")
 
-#: Sent once when the refresh begins to fail; the app goes on with what it has.
+#: Sent once when the refresh begins to fail, and once for paths that fail as well
+#: later; the app goes on with what it has.
 #:
 #: :param paths: mounts and paths that failed, a tuple of ``str``.
 #: :param error: name of the first failure's type, such as ``"VaultConnectionError"``.

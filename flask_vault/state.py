@@ -27,6 +27,7 @@ from .client import Pin
 from .client import VaultClient
 from .config_writer import Follower
 from .entries import Entry
+from .errors import SecretNotFoundError
 from .errors import VaultConfigError
 from .errors import VaultConnectionError
 from .errors import VaultError
@@ -452,8 +453,8 @@ class AppState:
             except VaultError as error:
                 of_the_server = isinstance(error, _OF_THE_SERVER)
 
-                # What was not there at the start is told by the health as it is.
-                if base is not None or of_the_server:
+                # The start was content without it, and the health tells of it.
+                if base is not None or not isinstance(error, SecretNotFoundError):
                     errors[place.path] = without_frames(error)
 
                 if of_the_server:
@@ -538,9 +539,10 @@ class AppState:
         if learned:
             # The thread sleeps until the change that was the next one before.
             self.refresher.wake()
+            # Before what asks the server, or writes a file.
+            self._announce(learned, origin)
             self._keep_for_restart({p: held.document for p, held in applied.items()})
             self._look_at_limits(found)
-            self._announce(learned, origin)
 
         return learned
 
@@ -569,7 +571,10 @@ class AppState:
             if history is None or not self.live.needs(place):
                 continue
 
-            limit = history.max_versions or DEFAULT_LIMIT
+            stamps = history.stamps
+            # A mount that keeps fewer shows it by what it has dropped already.
+            default = len(stamps) if stamps[0].number > 1 else DEFAULT_LIMIT
+            limit = history.max_versions or default
 
             if not self.live.maker.is_cramped(place, history, self.client.now(), limit):
                 continue
@@ -648,10 +653,13 @@ class AppState:
 
     def _failed(self, errors: cabc.Mapping[str, VaultError]) -> None:
         kinds = [type(error).__name__ for error in errors.values()]
-        _log.warning(
-            "The refresh fails, and the app goes on with what it has: %s",
-            next(iter(errors.values())),
-        )
+
+        # Many paths may have one reason, such as an answer that is no JSON.
+        for reason in dict.fromkeys(str(error) for error in errors.values()):
+            _log.warning(
+                "The refresh fails, and the app goes on with what it has: %s", reason
+            )
+
         self._later(
             lambda: self._signal(refresh_failed, paths=tuple(errors), error=kinds[0])
         )
