@@ -9,6 +9,7 @@ import typing as t
 
 import click
 
+from .console import say
 from .console import table
 from .entries import duration
 from .errors import VaultConfigError
@@ -48,7 +49,7 @@ def show(
     if as_json:
         click.echo(json.dumps(lines, indent=2))
     elif not lines:
-        click.echo(f"There is nothing in {file} that matches.")
+        say(f"There is nothing in {file} that matches.")
     else:
         click.echo(
             table(

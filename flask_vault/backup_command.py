@@ -9,10 +9,12 @@ import typing as t
 import click
 
 from .console import polling_notice
+from .console import say
 from .console import say_error
 from .console import table
 from .errors import VaultUnavailableError
 from .invocation import exit_code_of
+from .rotation.envelope import BackupHeader
 from .state import AppState
 
 
@@ -34,7 +36,7 @@ def list_backups(state: AppState, as_json: bool) -> None:
         return
 
     if not rows:
-        click.echo(f"There are no backups in {state.settings.backup_dir}.")
+        say(f"There are no backups in {state.settings.backup_dir}.")
         return
 
     click.echo(
@@ -50,11 +52,14 @@ def list_backups(state: AppState, as_json: bool) -> None:
                 )
                 for row in rows
             ),
+            whole=("file",),
         )
     )
 
 
-def restore(state: AppState, file: str, *, dry_run: bool, yes: bool) -> None:
+def restore(
+    state: AppState, file: str, *, dry_run: bool, yes: bool, as_json: bool
+) -> None:
     backup = state.client.backups.read(file)
     header = backup.header
     what = (
@@ -63,26 +68,49 @@ def restore(state: AppState, file: str, *, dry_run: bool, yes: bool) -> None:
     )
 
     if dry_run:
-        click.echo(f"Would bring back {what}.")
+        if as_json:
+            click.echo(json.dumps({"would_restore": _of(header, file)}, indent=2))
+        else:
+            say(f"Would bring back {what}.")
+
         return
 
     if not yes and sys.stdin.isatty():
-        click.confirm(f"Bring back {what}?", abort=True)
+        click.confirm(f"Bring back {what}?", abort=True, err=as_json)
 
     try:
         done = state.client.restore_secret(file)
     except VaultUnavailableError as error:
         say_error(str(error))
-        click.echo(
+        say(
             f"{header.path}: not known to be restored. Running it again is safe: flask"
             f" vault rotate --restore {file}",
             err=True,
         )
         raise click.exceptions.Exit(exit_code_of(error)) from None
 
+    if as_json:
+        facts = {
+            **_of(header, file),
+            "operation": done.operation,
+            "version": done.version,
+            "backup": done.backup,
+        }
+        click.echo(json.dumps({"restored": facts}, indent=2))
+        return
+
     version = "" if done.version is None else f", now version {done.version}"
-    click.echo(
+    say(
         f"{done.label}: {', '.join(done.fields)} restored{version}, what was there is"
         f" in the backup {done.backup}, operation {done.operation}, done."
     )
-    click.echo(polling_notice(state))
+    say(polling_notice(state))
+
+
+def _of(header: BackupHeader, file: str) -> dict[str, t.Any]:
+    return {
+        "file": file,
+        "path": header.path,
+        "fields": list(header.fields),
+        "from_version": header.from_version,
+    }
