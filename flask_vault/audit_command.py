@@ -54,9 +54,8 @@ def show(
         click.echo(
             table(
                 (
-                    "time",
-                    "path",
-                    "field",
+                    "secret",
+                    "time (UTC)",
                     "state",
                     "outcome",
                     "version",
@@ -64,6 +63,7 @@ def show(
                     "by",
                 ),
                 (_row(line) for line in lines),
+                whole=True,
             )
         )
 
@@ -89,9 +89,8 @@ def _wanted(
 def _row(line: cabc.Mapping[str, t.Any]) -> tuple[str, ...]:
     actor = line.get("actor") or {}
     return (
-        str(line["time"]),
-        str(line["path"]),
-        str(line["field"]),
+        f"{line['path']}#{line['field']}",
+        str(line["time"])[:19].replace("T", " "),
         str(line["state"]),
         str(line["outcome"]),
         str(line.get("to_version") or "-"),

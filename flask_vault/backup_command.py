@@ -14,11 +14,13 @@ from .console import say_error
 from .console import table
 from .errors import VaultUnavailableError
 from .invocation import exit_code_of
+from .rotation.backup import BackupInfo
 from .rotation.envelope import BackupHeader
 from .state import AppState
 
 
 def list_backups(state: AppState, as_json: bool) -> None:
+    infos = state.client.backups.list()
     rows = [
         {
             "file": info.name,
@@ -28,7 +30,7 @@ def list_backups(state: AppState, as_json: bool) -> None:
             "created": info.header.created_at.isoformat() if info.header else None,
             "problem": info.problem,
         }
-        for info in state.client.backups.list()
+        for info in infos
     ]
 
     if as_json:
@@ -44,17 +46,23 @@ def list_backups(state: AppState, as_json: bool) -> None:
             ("file", "path", "fields", "version", "created"),
             (
                 (
-                    str(row["file"]),
-                    str(row["path"] or "-"),
-                    ", ".join(t.cast("list[str]", row["fields"])) or "-",
-                    str(row["version"] or "-"),
-                    str(row["problem"] or row["created"]),
+                    info.name,
+                    info.header.path if info.header else "-",
+                    ", ".join(info.header.fields if info.header else ()) or "-",
+                    str((info.header and info.header.from_version) or "-"),
+                    info.problem or _created(info),
                 )
-                for row in rows
+                for info in infos
             ),
-            whole=("file",),
+            whole=True,
         )
     )
+
+
+def _created(info: BackupInfo) -> str:
+    # The microseconds are for programs.
+    header = info.header
+    return "-" if header is None else header.created_at.isoformat(timespec="seconds")
 
 
 def restore(

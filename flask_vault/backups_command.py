@@ -75,7 +75,7 @@ def verify(context: click.Context, as_json: bool) -> None:
                 for info in infos
             )
             good = sum(info.verified for info in infos)
-            click.echo(table(("file", "path", "opened by"), rows, whole=("file",)))
+            click.echo(table(("file", "path", "opened by"), rows, whole=True))
             say(f"{good} of {len(infos)} backups are good.")
 
         raise click.exceptions.Exit(_say_problems(infos))
@@ -145,11 +145,15 @@ def prune(
 
         if not as_json and plan.removed:
             rows = (
-                (info.name, info.header.path, info.header.created_at.isoformat())
+                (
+                    info.name,
+                    info.header.path,
+                    info.header.created_at.isoformat(timespec="seconds"),
+                )
                 for info in plan.removed
                 if info.header is not None
             )
-            click.echo(table(("file", "path", "created"), rows, whole=("file",)))
+            click.echo(table(("file", "path", "created"), rows, whole=True))
 
         if not dry_run:
             if plan.removed and not yes:

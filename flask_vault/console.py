@@ -135,7 +135,8 @@ def fail(error: VaultError) -> t.NoReturn:
 def say(text: str, *, err: bool = False, fg: str | None = None) -> None:
     """Print sentences. On a terminal they are broken between words."""
     width = width_of(sys.stderr if err else sys.stdout)
-    click.secho(text if width is None else wrap(text, width), err=err, fg=fg)
+    said = text if width is None else wrap(text, width)
+    click.echo(said if fg is None else click.style(said, fg=fg), err=err)
 
 
 def say_error(text: str) -> None:
@@ -152,7 +153,7 @@ def table(
     headers: cabc.Sequence[str],
     rows: cabc.Iterable[cabc.Sequence[str]],
     *,
-    whole: cabc.Container[str] = (),
+    whole: bool = False,
     show_header: bool = True,
 ) -> str:
     """Aligned columns under their headers.
@@ -160,7 +161,7 @@ def table(
     On a terminal they are folded to its width, and coloured where rich is installed.
     The text is the same without it.
 
-    :param whole: columns that are not folded, as people copy what is in them.
+    :param whole: the first column is not folded, as people copy what is in it.
     """
     width = width_of(sys.stdout)
     lines = lay_out(headers, rows, width, whole=whole, show_header=show_header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import itertools
 import re
 import textwrap
 import typing as t
@@ -11,13 +12,13 @@ import typing as t
 GAP: t.Final = "  "
 
 #: Characters below which no column is folded: then a row becomes a block.
-_LEAST: t.Final = 12
+_LEAST: t.Final = 10
 
-#: Characters to which the names of a block are indented at most.
-_BLOCK: t.Final = 10
+#: What stays in one piece: a quotation, so that it can be copied, and "30 s".
+_PIECES: t.Final = re.compile(r"'[^' ]+(?: [^' ]+)+'|\b\d+ [a-z]+\b")
 
-#: A word that stays in one piece, so that it can be copied.
-_QUOTED: t.Final = re.compile(r"'[^' ]+(?: [^' ]+)+'")
+#: Stands for a space inside of it, while lines are broken.
+_HOLD: t.Final = "\0"
 
 #: A command at the end of a sentence.
 _COMMAND: t.Final = re.compile(r": (flask vault [^:]+)$")
@@ -26,7 +27,7 @@ _COMMAND: t.Final = re.compile(r": (flask vault [^:]+)$")
 _FOLDS: t.Final = (
     re.compile(r"(?<= )|(?=#)"),
     re.compile(r"(?<=[/,;=])|(?<=[0-9])(?=T[0-9])|(?=@)"),
-    re.compile(r"(?<=[_.:-])"),
+    re.compile(r"(?<=[_.:-])|(?<=[a-z])(?=[A-Z])"),
 )
 
 
@@ -47,78 +48,118 @@ def lay_out(
     rows: cabc.Iterable[cabc.Sequence[str]],
     width: int | None = None,
     *,
-    whole: cabc.Container[str] = (),
+    whole: bool = False,
     show_header: bool = True,
 ) -> list[Line]:
     """Put cells into aligned columns, each folded where it has to be.
 
+    Where they do not fit at all, each row becomes a block of a line for each cell.
+
     :param width: in characters; ``None`` folds nothing.
-    :param whole: columns that are not folded, since people copy what is in them. When
-        there is no room for that, each row becomes a block of one line for each cell.
+    :param whole: the first column is not folded, since people copy what is in it. It
+        gets a line of its own where there is no room beside it.
     """
-    cells = [list(row) for row in rows]
-    shown = [list(headers), *cells] if show_header else cells
+    cells = [*rows]
+    shown = [headers, *cells] if show_header else cells
+    widths = _widths(headers, shown, width, may_fold=not whole)
+
+    if widths is not None:
+        return [
+            line
+            for number, row in enumerate(shown)
+            for line in _row(headers, row, widths, show_header and number == 0)
+        ]
+
+    room = t.cast(int, width)
+
+    if whole:
+        rest = _widths(headers[1:], [row[1:] for row in shown], room - len(GAP))
+
+        if rest is not None:
+            return [*_in_two_lines(headers, shown, rest, show_header)]
+
+    return [*_blocks(headers, cells, room)]
+
+
+def _widths(
+    headers: cabc.Sequence[str],
+    rows: cabc.Sequence[cabc.Sequence[str]],
+    width: int | None,
+    *,
+    may_fold: bool = True,
+) -> list[int] | None:
+    """The characters of each column; ``None`` when there is no room for them."""
     widths = [
-        max((len(line) for row in shown for line in row[i].split("\n")), default=0)
+        max((len(line) for row in rows for line in row[i].split("\n")), default=0)
         for i in range(len(headers))
     ]
+
+    if width is None:
+        return widths
+
     least = [
-        size if name in whole else min(size, max(len(name), _LEAST))
+        min(size, max(len(name), _LEAST)) if may_fold else size
         for name, size in zip(headers, widths, strict=True)
     ]
-    room = None if width is None else width - len(GAP) * (len(headers) - 1)
 
-    if room is not None and sum(least) > room:
-        return _blocks(headers, cells, t.cast(int, width), whole)
+    room = width - len(GAP) * (len(headers) - 1)
 
-    while room is not None and sum(widths) > room:
+    if sum(least) > room:
+        return None
+
+    while sum(widths) > room:
         # The widest gives, so that the narrow ones stay as they are.
-        spare = [size - low for size, low in zip(widths, least, strict=True)]
-        widest = max(
-            (i for i in range(len(widths)) if spare[i]), key=widths.__getitem__
-        )
-        widths[widest] -= 1
+        give = [i for i, size in enumerate(widths) if size > least[i]]
+        widths[max(give, key=widths.__getitem__)] -= 1
 
-    lines = []
+    return widths
 
-    for number, row in enumerate(shown):
+
+def _row(
+    headers: cabc.Sequence[str],
+    cells: cabc.Sequence[str],
+    widths: cabc.Sequence[int],
+    is_header: bool,
+) -> cabc.Iterator[Line]:
+    folded = [fold(cell, size) for cell, size in zip(cells, widths, strict=True)]
+
+    for parts in itertools.zip_longest(*folded, fillvalue=""):
+        yield [
+            Piece(part.ljust(size), name, is_header)
+            for part, size, name in zip(parts, widths, headers, strict=True)
+        ]
+
+
+def _in_two_lines(
+    headers: cabc.Sequence[str],
+    rows: cabc.Iterable[cabc.Sequence[str]],
+    widths: cabc.Sequence[int],
+    show_header: bool,
+) -> cabc.Iterator[Line]:
+    for number, (first, *others) in enumerate(rows):
         is_header = show_header and number == 0
-        folded = [fold(c, size) for c, size in zip(row, widths, strict=True)]
+        yield [Piece(first, headers[0], is_header)]
 
-        for i in range(max(map(len, folded))):
-            parts = [part[i] if i < len(part) else "" for part in folded]
-            lines.append(
-                [
-                    Piece(part.ljust(size), name, is_header)
-                    for part, size, name in zip(parts, widths, headers, strict=True)
-                ]
-            )
-
-    return lines
+        for line in _row(headers[1:], others, widths, is_header):
+            yield [Piece("", headers[0]), *line]
 
 
 def _blocks(
     headers: cabc.Sequence[str],
     rows: cabc.Iterable[cabc.Sequence[str]],
     width: int,
-    whole: cabc.Container[str],
-) -> list[Line]:
-    indent = max(*map(len, headers), _BLOCK)
+) -> cabc.Iterator[Line]:
+    indent = max(map(len, headers))
     room = max(_LEAST, width - indent - len(GAP))
-    lines: list[Line] = []
 
-    for row in rows:
-        if lines:
-            lines.append([])
+    for number, row in enumerate(rows):
+        if number:
+            yield []
 
         for name, cell in zip(headers, row, strict=True):
-            for i, part in enumerate([cell] if name in whole else fold(cell, room)):
+            for i, part in enumerate(fold(cell, room)):
                 label = "" if i else name
-                lines.append(
-                    [Piece(label.ljust(indent), name, True), Piece(part, name)]
-                )
-
-    return lines
+                yield [Piece(label.ljust(indent), name, True), Piece(part, name)]
 
 
 def fold(text: str, width: int) -> list[str]:
@@ -126,14 +167,16 @@ def fold(text: str, width: int) -> list[str]:
     lines = []
 
     for line in text.split("\n"):
-        while len(line) > width:
-            at = _fold_of(line, width)
-            lines.append(line[:at].rstrip())
-            line = line[at:].lstrip()
+        rest = _held(line, width)
 
-        lines.append(line)
+        while len(rest) > width:
+            at = _fold_of(rest, width)
+            lines.append(rest[:at].rstrip())
+            rest = rest[at:].lstrip()
 
-    return lines
+        lines.append(rest)
+
+    return [line.replace(_HOLD, " ") for line in lines]
 
 
 def _fold_of(line: str, width: int) -> int:
@@ -152,6 +195,16 @@ def _fold_of(line: str, width: int) -> int:
     return width
 
 
+def _held(text: str, width: int) -> str:
+    """The text with another sign for the spaces at which it is not broken."""
+    return _PIECES.sub(
+        lambda match: (
+            match[0].replace(" ", _HOLD) if len(match[0]) < width else match[0]
+        ),
+        text,
+    )
+
+
 def wrap(text: str, width: int) -> str:
     """Break sentences between words. What is to be copied stays in one line.
 
@@ -163,13 +216,11 @@ def wrap(text: str, width: int) -> str:
     if command is not None and len(text) > width:
         return f"{wrap(text[: command.start() + 1], width)}\n    {command[1]}"
 
-    held = _QUOTED.sub(lambda match: match[0].replace(" ", "\0"), text)
-    return "\n".join(
-        textwrap.fill(
-            line, width, break_long_words=False, break_on_hyphens=False
-        ).replace("\0", " ")
-        for line in held.split("\n")
-    )
+    filled = [
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in _held(text, width).split("\n")
+    ]
+    return "\n".join(filled).replace(_HOLD, " ")
 
 
 def plain(lines: cabc.Iterable[Line]) -> str:
