@@ -134,7 +134,7 @@ def before_each_write(
 
 
 def show_at_the_end(config: pytest.Config, lines: list[str]) -> None:
-    """Have lines printed when all tests have run, also from a worker of pytest-xdist."""
+    """Have lines printed when all tests have run, also those of other processes."""
     if (output := getattr(config, "workeroutput", None)) is not None:
         output.setdefault("table", []).extend(lines)
     else:

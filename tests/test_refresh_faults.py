@@ -272,6 +272,8 @@ def test_a_server_that_hangs_holds_up_no_request_once_that_is_known(
         return len(held_up)
 
     assert request() == 1
+    # The thread has looked after the token, and sleeps.
+    wait_for(lambda: here.token_at)
     vault_proxy.hang()
     assert refresh(app)[1] == {"a": "VaultConnectionError"}
     assert request() == 1
