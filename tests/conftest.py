@@ -10,6 +10,7 @@ from flask import has_request_context
 from flask.globals import app_ctx
 from flask.globals import request_ctx
 
+from tests import canaries
 from tests.postgres import postgres as postgres
 
 
@@ -35,3 +36,7 @@ def _leak_detector() -> cabc.Iterator[None]:
         (request_ctx if has_request_context() else app_ctx).pop()
 
     assert leaks == [], "the test left the contexts of these apps pushed"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    canaries.watch(config)
