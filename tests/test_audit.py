@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import json
 import runpy
 import typing as t
@@ -16,7 +17,7 @@ verdict = t.cast(
 )
 
 
-def report(*packages: dict[str, object]) -> str:
+def report(*packages: cabc.Mapping[str, object]) -> str:
     return json.dumps({"dependencies": packages, "fixes": []})
 
 

@@ -81,6 +81,8 @@ MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "lo
 MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
+MAY_IMPORT["import_plan"] = MAY_IMPORT["entries"] | {"entries", "settings"}
+MAY_IMPORT["import_command"] = MAY_IMPORT["rotate_command"] | {"import_plan"}
 MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.
