@@ -41,7 +41,7 @@ demo: $(STAMP)
 	@$(BIN)/python example_app/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: lint types security docs dist
 

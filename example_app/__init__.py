@@ -1,4 +1,7 @@
-"""Notes behind a login, with a JSON API: an app whose secrets come from Vault."""
+"""Notes behind a login, with a JSON API: an app whose keys come from Vault.
+
+They may be rotated at any time: nobody is logged out, no form or token is refused.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,20 @@ import pathlib
 import typing as t
 
 from flask import Flask
+from flask_jwt_extended import JWTManager
+from flask_wtf import CSRFProtect  # type: ignore[import-untyped]
 
 from flask_vault import FlaskVault
+from flask_vault.integrations import jwt_extended
+from flask_vault.integrations import wtf
 
 from . import api
 from . import db
 from . import pages
 
 vault = FlaskVault()
+csrf = CSRFProtect()
+jwt = JWTManager()
 
 
 def create_app(config: cabc.Mapping[str, t.Any] | None = None) -> Flask:
@@ -25,8 +34,8 @@ def create_app(config: cabc.Mapping[str, t.Any] | None = None) -> Flask:
     app = Flask(__name__)
     app.config.from_mapping(
         DATABASE=str(pathlib.Path(app.instance_path, "notes.sqlite3")),
-        # A form of another site is sent without the cookie, so it posts as nobody.
         SESSION_COOKIE_SAMESITE="Lax",
+        JWT_ERROR_MESSAGE_KEY="error",
         # Name and password are both "demo": fine for an example, and for nothing else.
         USERS={
             "demo": "scrypt:32768:8:1$Mq2IpkUhQiIEDXKW$"
@@ -36,18 +45,21 @@ def create_app(config: cabc.Mapping[str, t.Any] | None = None) -> Flask:
         # The ids come from VAULT_ROLE_ID and VAULT_SECRET_ID in the environment.
         VAULT_AUTH={"method": "approle"},
         VAULT_PREFIX="example/{environment}",
-        # Seconds. Short, so that one can watch a rotation arrive; the default is 300.
-        VAULT_CACHE_TTL=5,
+        # Seconds. Short, so that one can watch; the defaults are 30 and 120.
+        VAULT_REFRESH_INTERVAL=2,
+        VAULT_PROPAGATION_WINDOW=10,
         VAULT_SECRETS={
             "SECRET_KEY": {
                 "ref": "flask#secret_key",
                 "rotate": "token",
+                "keyring": True,
                 "env": "SECRET_KEY",
             },
-            "NOTES_API_KEY": {
-                "ref": api.API_KEY,
+            "JWT_SECRET_KEY": {
+                "ref": "jwt#secret_key",
                 "rotate": "token",
-                "env": "NOTES_API_KEY",
+                "keyring": True,
+                "env": "JWT_SECRET_KEY",
             },
         },
     )
@@ -56,8 +68,16 @@ def create_app(config: cabc.Mapping[str, t.Any] | None = None) -> Flask:
     if config is not None:
         app.config.from_mapping(config)
 
+    # First, since the others use its keys. Sessions need nothing more.
     vault.init_app(app)
+    csrf.init_app(app)
+    wtf.init_app(app)
+    jwt.init_app(app)
+    jwt_extended.init_app(app, jwt)
+
     db.init_app(app)
     app.register_blueprint(pages.bp)
     app.register_blueprint(api.bp)
+    # A token is sent by a program, never by a browser that was tricked into it.
+    csrf.exempt(api.bp)
     return app

@@ -30,56 +30,43 @@ FLASK: t.Final = pathlib.Path(sys.executable).with_name("flask")
 #: Seconds that the processes have to end when asked.
 GRACE: t.Final = 15
 
-#: Run by "flask vault dev" with a file and the server's command: tells us the process
-#: id of the server and where the operator's environment is. The app logs in with an
-#: AppRole, so it has no use for the operator's token.
+#: Run by "flask vault dev" with a file and the server's command: tells us where the
+#: operator's environment is. The app logs in with an AppRole, so it has no use for the
+#: operator's token.
 HAND_OVER: t.Final = (
-    'echo "$$ $_FLASK_VAULT_DEV_ENV" >"$0" && unset VAULT_TOKEN && exec "$@"'
+    'echo "$_FLASK_VAULT_DEV_ENV" >"$0" && unset VAULT_TOKEN && exec "$@"'
 )
 
 TEXT: t.Final = """
-The app answers at http://{host}:{port}/ with secrets from a real server.
-Log in as "demo" with the password "demo", and keep a note.
+The app answers at {url}/ with keys from a real server.
+Log in as "demo" with the password "demo", keep a note, and leave the page open.
 
-Three things to try. Paste them into another terminal, from any directory.
+Four things to try. Paste them into another terminal, from any directory.
 
-1. Look at the health, as a load balancer does: no secret is shown.
+1. Get a token, as a program does, and read the notes with it.
 
-    {look}
+    {log_in}
+    {read}
 
-2. Rotate the session key. The old one goes to an encrypted backup.
+2. Rotate both keys. The old ones go to an encrypted backup.
 
     {rotate}
 
-   {rotated}
+3. Watch them, a few times within half a minute.
 
-3. Restore that backup.
+    {watch}
+
+   For 10 seconds version 2 is pending: the workers accept it, and sign with the old
+   one. Then it signs, and version 1 is retired, which is accepted as long as there may
+   be something that it has signed. All the while you stay logged in, the page that you
+   left open takes a note, and the token still reads them (the last line of 1).
+
+4. Restore the backup of the session key. That is a rotation, too, so nobody notices.
 
     {restore}
 
-   {restored}
-
-The API key is read with get_secret(), so a rotated one is in use within 5 seconds,
-by the same processes: see example_app/README.md.
-
 Ctrl-C ends the app and the server, and removes their files.
 """
-
-RELOADED: t.Final = """\
-kill -HUP has gunicorn start new workers, since this version of Flask-Vault fills
-   app.config at the start of a process. Reload the page: you have to log in again."""
-
-RELOADED_BACK: t.Final = """\
-The session that you had before the rotation is good again, unless you have logged
-   in meanwhile. A restore is backed up too: the same command once more undoes it."""
-
-NOT_RELOADED: t.Final = """\
-This version of Flask-Vault fills app.config at the start of a process, and 'flask
-   run' cannot start another one. So the new key is in Vault, and the app signs with
-   the old one until it ends. With gunicorn you would see the change."""
-
-NOT_RELOADED_BACK: t.Final = """\
-A restore is backed up too: the same command once more undoes it."""
 
 
 def main() -> int:
@@ -136,22 +123,15 @@ def find_port() -> int:
     raise SystemExit(f"No port is free on {HOST}.")
 
 
-def has_gunicorn() -> bool:
-    return importlib.util.find_spec("gunicorn") is not None
-
-
 def start(folder: pathlib.Path, port: int) -> subprocess.Popen[bytes]:
     """Start a Vault, what the app needs in it, and the app."""
     command = [sys.executable, "-m"]
 
-    if has_gunicorn():
+    if importlib.util.find_spec("gunicorn") is not None:
         command += ["gunicorn", "--config", str(APP / "gunicorn_conf.py")]
         command += ["--bind", f"{HOST}:{port}", f"{APP.name}:create_app()"]
     else:
-        print(
-            "Gunicorn is not installed, so the app runs under 'flask run': one process,"
-            " and no new workers after a rotation."
-        )
+        print("Gunicorn is not installed: the app runs in one process, by 'flask run'.")
         command += ["flask", "run", "--host", HOST, "--port", str(port)]
 
     hand_over = ["sh", "-c", HAND_OVER, str(folder / "handed-over")]
@@ -215,33 +195,22 @@ def is_ready(port: int) -> bool:
 
 
 def instructions(folder: pathlib.Path, port: int) -> str:
-    """What to try, with the paths and process ids of this run."""
-    pid, _, environment = (folder / "handed-over").read_text().strip().partition(" ")
-    python, flask = shlex.quote(sys.executable), shlex.quote(str(FLASK))
+    """What to try, with the paths of this run."""
+    environment = (folder / "handed-over").read_text().strip()
+    flask = shlex.quote(str(FLASK))
     # In a subshell: a shell that kept the environment would look for this run's server
     # when it is long gone.
-    operator = f"(. {shlex.quote(environment)}"
-    reload = f" && kill -HUP {pid})" if has_gunicorn() else ")"
-    url = f"http://{HOST}:{port}/vault/health"
+    vault = f"(. {shlex.quote(environment)} && {flask} vault"
+    url = f"http://{HOST}:{port}"
     newest = f"{flask} vault rotate --list-backups | awk '/^flask_/ {{print $1; exit}}'"
-
-    if shutil.which("curl"):
-        look = f"curl -sS {url} | {python} -m json.tool"
-    else:
-        look = (
-            f"{python} -c 'import urllib.request as r;"
-            f' print(r.urlopen("{url}").read().decode())\''
-        )
-
     return TEXT.format(
-        host=HOST,
-        port=port,
-        look=look,
-        rotate=f"{operator} && {flask} vault rotate --secret SECRET_KEY{reload}",
-        restore=f'{operator} && {flask} vault rotate --yes --restore "$({newest})"'
-        f"{reload}",
-        rotated=RELOADED if has_gunicorn() else NOT_RELOADED,
-        restored=RELOADED_BACK if has_gunicorn() else NOT_RELOADED_BACK,
+        url=url,
+        log_in=f"token=$(curl -sS {url}/api/token -d name=demo -d password=demo)",
+        # Not as an argument, which everybody on the machine may see.
+        read=f'echo "Authorization: Bearer $token" | curl -sS -H @- {url}/api/notes',
+        rotate=f"{vault} rotate --all)",
+        watch=f"{vault} status)",
+        restore=f'{vault} rotate --yes --restore "$({newest})")',
     )
 
 

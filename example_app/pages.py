@@ -1,6 +1,6 @@
 """What a person sees: log in, and keep notes.
 
-The session cookie is signed with ``SECRET_KEY``, which Vault keeps.
+The session cookie and the forms are signed with ``SECRET_KEY``, which Vault keeps.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ import typing as t
 
 from flask import abort
 from flask import Blueprint
-from flask import current_app
 from flask import redirect
 from flask import render_template
 from flask import request
 from flask import session
 from flask import url_for
 from flask.typing import ResponseReturnValue
-from werkzeug.security import check_password_hash
 
 from . import db
+from . import users
 
 bp = Blueprint("pages", __name__)
 
@@ -28,8 +27,6 @@ def require_login() -> ResponseReturnValue | None:
     if request.endpoint == "pages.login" or _user() is not None:
         return None
 
-    # Nothing is put into the session here. A cookie that was signed with another key
-    # then stays as it is, and is good again when that key is restored.
     return redirect(url_for("pages.login"))
 
 
@@ -38,13 +35,9 @@ def login() -> ResponseReturnValue:
     if request.method == "GET":
         return render_template("login.html")
 
-    users: dict[str, str] = current_app.config["USERS"]
     name = request.form.get("name", "")
-    # A name that nobody has takes as long as one that somebody has.
-    password_hash = users.get(name) or next(iter(users.values()))
-    matches = check_password_hash(password_hash, request.form.get("password", ""))
 
-    if name not in users or not matches:
+    if not users.authenticate(name, request.form.get("password", "")):
         return render_template("login.html", failed=True), 401
 
     session.clear()
@@ -84,4 +77,4 @@ def delete(number: int) -> ResponseReturnValue:
 
 def _user() -> str | None:
     user = session.get("user")
-    return user if user in current_app.config["USERS"] else None
+    return user if users.is_user(user) else None

@@ -18,6 +18,7 @@ if t.TYPE_CHECKING:
     from .errors import SecretNotFoundError
     from .errors import SecretValueError
     from .errors import SecretVersionError
+    from .errors import UnfinishedRotationError
     from .errors import VaultConfigError
     from .errors import VaultConnectionError
     from .errors import VaultError
@@ -59,6 +60,7 @@ __all__ = [
     "SecretNotFoundError",
     "SecretValueError",
     "SecretVersionError",
+    "UnfinishedRotationError",
     "VaultClient",
     "VaultConfigError",
     "VaultConnectionError",
@@ -99,6 +101,7 @@ _HOMES: t.Final = {
     "SecretNotFoundError": "errors",
     "SecretValueError": "errors",
     "SecretVersionError": "errors",
+    "UnfinishedRotationError": "errors",
     "VaultClient": "client",
     "VaultConfigError": "errors",
     "VaultConnectionError": "errors",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections.abc as cabc
 import dataclasses
 import typing as t
 
@@ -10,7 +9,10 @@ from .entries import Entry
 from .errors import VaultError
 from .keyring import KeyRing
 from .resolve import from_document
+from .rotation.journal import candidates as journal
+from .rotation.journal import RESERVED_FIELD
 from .vault.documents import Document
+from .vault.documents import mapping
 
 #: More would let a database lock the user out.
 MOST: t.Final = 3
@@ -31,19 +33,16 @@ def of_document(
 
     :param before: what the document was until it changed, where that is known.
     """
-    fields = document.data.get("_rotation")
-    journal = fields if isinstance(fields, dict) else {}
-    steps = [step for step in journal.values() if isinstance(step, dict)]
+    fields = mapping(document.data.get(RESERVED_FIELD)).keys() - {"v"}
+    present = [data for f in sorted(fields) for data in journal(document.data, f)]
+    past = [] if before is None else [before.data]
     found: list[t.Any] = []
 
-    for data in (
-        document.data,
-        *_with(document.data, steps, "pending"),
-        *_with(document.data, steps, "previous"),
-        *(() if before is None else (before.data,)),
-    ):
+    for data in (document.data, *present, *past):
+        changed = dataclasses.replace(document, data=data)
+
         try:
-            value = from_document(entry, dataclasses.replace(document, data=data)).value
+            value = from_document(entry, changed).value
         except VaultError:
             continue
 
@@ -51,15 +50,3 @@ def of_document(
             found.append(value)
 
     return tuple(found[:MOST])
-
-
-def _with(
-    data: cabc.Mapping[str, t.Any],
-    steps: cabc.Iterable[cabc.Mapping[str, t.Any]],
-    which: str,
-) -> cabc.Iterator[cabc.Mapping[str, t.Any]]:
-    for step in steps:
-        fields = step.get(which)
-
-        if isinstance(fields, dict):
-            yield {**data, **fields}

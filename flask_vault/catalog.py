@@ -7,14 +7,63 @@ import dataclasses
 import functools
 import typing as t
 
+from .entries import duration
 from .entries import Entry
 from .entries import Reference
 from .entries import Rotation
 from .errors import RotationError
 from .errors import VaultConfigError
 from .rotation import generators
+from .rotation.journal import Fields
+from .rotation.registry import new_rotator
+from .rotation.rotators import Rotator
 from .rotation.runner import Target
+from .rotation.tasks import Task
+from .values import resolve
 from .vault.documents import Location
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticRole:
+    """A user of a database whose password Vault's own engine makes and changes.
+
+    :param location: of its credentials.
+    """
+
+    location: Location
+    label: str
+    keys: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be rotated."""
+
+    #: Values that live in Vault only, one target for each document.
+    targets: tuple[Target, ...] = ()
+    #: Fields whose values are in use elsewhere, too.
+    tasks: tuple[Task, ...] = ()
+    roles: tuple[StaticRole, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.targets or self.tasks or self.roles)
+
+    def __or__(self, other: Plan) -> Plan:
+        """Both, each field once."""
+        targets = {target.location: target for target in self.targets}
+
+        for target in other.targets:
+            if (known := targets.get(target.location)) is not None:
+                makers = {**known.makers, **target.makers}
+                target = dataclasses.replace(target, makers=makers)
+
+            targets[target.location] = target
+
+        tasks = {(task.location, task.field): task for task in self.tasks + other.tasks}
+        roles = {role.location: role for role in self.roles + other.roles}
+        return Plan(
+            tuple(targets.values()), tuple(tasks.values()), tuple(roles.values())
+        )
 
 
 class Catalog:
@@ -64,19 +113,16 @@ class Catalog:
         fields = self.rotatable().get(location, {})
         return {f: t.cast(Rotation, found[0].rotation) for f, found in fields.items()}
 
-    def targets(
-        self, select: str | None = None
-    ) -> tuple[list[Target], dict[str, RotationError]]:
+    def plan(self, select: str | None = None) -> Plan:
         """What there is to rotate.
 
         :param select: a config key, an entry's ``name`` or a path (all its rotatable
             fields); ``None`` is everything.
-        :return: the targets, one for each document; and, by config key, why an entry
-            cannot be rotated by this version.
         :raises VaultConfigError: when ``select`` names nothing that has ``rotate``.
         """
         targets: list[Target] = []
-        refused: dict[str, RotationError] = {}
+        tasks: list[Task] = []
+        roles: list[StaticRole] = []
 
         for location, fields in self.rotatable().items():
             makers: dict[str, cabc.Callable[[], t.Any]] = {}
@@ -95,21 +141,50 @@ class Catalog:
                     makers[field] = functools.partial(
                         generators.make, rotation.generator, rotation.options
                     )
+                elif rotation.kind == "database-static":
+                    keys = tuple(entry.key for entry in entries)
+                    roles.append(StaticRole(location, label, keys))
                 else:
-                    for entry in chosen:
-                        refused[entry.key] = not_yet(entry.key, rotation.kind)
+                    tasks.append(self._task(location, label, field, entries))
 
             if makers:
                 targets.append(Target(location, label, makers))
 
-        if select is not None and not targets and not refused:
+        plan = Plan(tuple(targets), tuple(tasks), tuple(roles))
+
+        if select is not None and not plan:
             raise VaultConfigError(
                 f"{select!r} names nothing that can be rotated: give a config key, a"
                 " name or a path of an entry of VAULT_SECRETS that has 'rotate'."
                 f" There are: {', '.join(self._rotatable_keys()) or 'none'}."
             )
 
-        return targets, refused
+        return plan
+
+    def max_age(self, location: Location, field: str) -> float | None:
+        """The seconds after which a field is due; ``None`` is never."""
+        ages = [
+            duration(entry.secret.max_age, "'max_age'")
+            for entry in self.rotatable().get(location, {}).get(field, ())
+            if entry.secret.max_age is not None
+        ]
+        return min(ages, default=None)
+
+    def _task(
+        self, location: Location, label: str, field: str, entries: list[Entry]
+    ) -> Task:
+        rotation = t.cast(Rotation, entries[0].rotation)
+        # A URL is of more use to a rotator than the bare value.
+        speaking = next((e for e in entries if e.secret.template), entries[0])
+
+        def render(data: Fields) -> str:
+            return str(resolve(speaking, data, location.path))
+
+        def rotator() -> Rotator:
+            return new_rotator(rotation.kind, _rotator_options(rotation))
+
+        keys = tuple(entry.key for entry in entries)
+        return Task(location, label, field, keys, rotation.kind, rotator, render)
 
     def _rotatable_keys(self) -> list[str]:
         return [entry.key for entry in self.entries if entry.rotation is not None]
@@ -149,13 +224,26 @@ def _named(entry: Entry, select: str) -> bool:
 def _check_rotation(entry: Entry) -> None:
     rotation = entry.rotation
 
-    if rotation is None or rotation.kind != "signing":
+    if rotation is None:
         return
 
     try:
-        generators.check(rotation.generator, rotation.options)
+        if rotation.kind == "signing":
+            generators.check(rotation.generator, rotation.options)
+        elif rotation.kind in ("database", "callable"):
+            new_rotator(rotation.kind, _rotator_options(rotation))
     except VaultConfigError as error:
         raise VaultConfigError(f"VAULT_SECRETS[{entry.key!r}]: {error}") from None
+
+
+def _rotator_options(rotation: Rotation) -> dict[str, object]:
+    options = dict(rotation.options)
+
+    # The others make their values in ways of their own.
+    if rotation.kind == "database":
+        options["generator"] = rotation.generator
+
+    return options
 
 
 def _check_agreement(
@@ -170,12 +258,3 @@ def _check_agreement(
                         f" VAULT_SECRETS[{other.key!r}] rotate the same field {field!r}"
                         " in different ways: give them the same 'rotate'."
                     )
-
-
-def not_yet(what: str, kind: str) -> RotationError:
-    """The refusal of a kind of rotation that a later version brings."""
-    return RotationError(
-        f"{what} has 'rotate' of the kind {kind!r}, which this version of Flask-Vault"
-        " cannot do yet: it rotates values that live in Vault only. Nothing was"
-        " changed."
-    )

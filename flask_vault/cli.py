@@ -16,6 +16,7 @@ import typing as t
 import click
 from flask.cli import ScriptInfo
 
+from .backups_command import backups
 from .console import age
 from .console import fail
 from .console import opened_app
@@ -367,6 +368,72 @@ def import_command(context: click.Context, /, file: str, **options: t.Any) -> No
         run(state, Wish(pathlib.Path(file), **options))
 
 
+@vault_group.command()
+@click.option(
+    "--for",
+    "role",
+    type=click.Choice(("app", "rotator", "init")),
+    default="app",
+    show_default=True,
+    help="Who is to have it.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("hcl", "terraform", "json")),
+    default="hcl",
+    show_default=True,
+    help="How it is printed.",
+)
+@click.option("--apply", "name", metavar="NAME", help="Write it to Vault as NAME.")
+@click.option(
+    "--approle",
+    metavar="NAME",
+    help="Write it, and set up an AppRole with it; print a wrapped secret id.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask before it is written.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.pass_context
+def policy(
+    context: click.Context,
+    role: t.Literal["app", "rotator", "init"],
+    form: t.Literal["hcl", "terraform", "json"],
+    name: str | None,
+    approle: str | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Print the least policy that VAULT_SECRETS needs, or write it to Vault.
+
+    For the app itself, for who runs 'rotate' and 'rotate --restore', or for who runs
+    'init'. Works before the app can start, and before it can log in.
+    """
+    with opened_app(context, "inspect") as (state, _):
+        from . import policy_command
+
+        wish = policy_command.Wish(role, form, name, approle, yes, as_json)
+        policy_command.run(state, wish)
+
+
+@vault_group.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Look for what is wrong, from the config to the database.
+
+    Each check passes, warns or fails, and says how to mend it. Works when the app
+    cannot start. No value is shown.
+
+    Exit codes: 0 all is well, 1 a check warns, 2 one fails.
+    """
+    from .doctor_command import examine
+
+    examine(context.ensure_object(ScriptInfo), as_json=as_json)
+
+
+vault_group.add_command(backups)
+
+
 @vault_group.command("backup-key")
 def backup_key() -> None:
     """Make a key for VAULT_BACKUP_KEYS and print it.
@@ -387,17 +454,37 @@ def backup_key() -> None:
     metavar="NAME",
     help="A config key, a path, or an entry's name. May be repeated.",
 )
+@click.option("--due", is_flag=True, help="Rotate what is older than its 'max_age'.")
+@click.option(
+    "--min-age",
+    metavar="AGE",
+    help="Leave alone what was changed since: seconds, or 90s, 15m, 12h, 30d.",
+)
+@click.option("--resume", is_flag=True, help="Only finish what is open.")
+@click.option("--abort", is_flag=True, help="Give up what is open, if it is harmless.")
+@click.option("--no-wait", is_flag=True, help="End where a wait begins.")
+@click.option(
+    "--compromised",
+    is_flag=True,
+    help="The old value is known to others: wait for nobody, and have it refused.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @click.option("--no-backup", is_flag=True, help="Do not back up the old values.")
 @click.option("--list-backups", is_flag=True, help="List the backups and end.")
 @click.option("--restore", metavar="FILE", help="Bring back the values of a backup.")
-@click.option("--yes", is_flag=True, help="Do not ask before --restore.")
-@click.option("--json", "as_json", is_flag=True, help="With --list-backups: JSON.")
+@click.option("--yes", is_flag=True, help="Do not ask before --restore and --abort.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
 @click.pass_context
 def rotate(
     context: click.Context,
     everything: bool,
     selected: tuple[str, ...],
+    due: bool,
+    min_age: str | None,
+    resume: bool,
+    abort: bool,
+    no_wait: bool,
+    compromised: bool,
     dry_run: bool,
     no_backup: bool,
     list_backups: bool,
@@ -407,20 +494,27 @@ def rotate(
 ) -> None:
     """Replace secrets by new ones, after an encrypted backup of the old.
 
-    Exit codes: 0 done, 2 usage or configuration, 3 somebody else was first, 4 temporary
-    (run it again), 5 a person is needed, 6 no backup and so nothing was changed,
-    7 permission.
+    Interrupted at any point, the same command goes on. Exit codes: 0 done, 2 usage or
+    configuration, 3 somebody else was first, 4 temporary (run it again), 5 a person is
+    needed, 6 no backup and so nothing was changed, 7 permission.
     """
-    if everything + bool(selected) + list_backups + bool(restore) != 1:
+    chosen = everything + bool(selected) + due
+
+    # What is open is few, so all of it is meant.
+    if chosen == 0 and resume + abort == 1:
+        chosen = 1
+
+    if chosen + list_backups + bool(restore) != 1 or (resume and abort):
         raise click.UsageError(
-            "Give one of --all, --secret NAME, --list-backups and --restore FILE."
+            "Give one of --all, --secret NAME, --due, --resume, --abort, --list-backups"
+            " and --restore FILE. --resume and --abort may go with --secret."
         )
 
     if restore is not None and restore.startswith("-"):
         raise click.UsageError("--restore needs a FILE.")
 
-    if as_json and not list_backups:
-        raise click.UsageError("--json goes with --list-backups.")
+    if as_json and restore:
+        raise click.UsageError("--json does not go with --restore.")
 
     if restore and no_backup:
         raise click.UsageError("--no-backup does not go with --restore.")
@@ -430,7 +524,10 @@ def rotate(
     mode: Mode = "inspect" if asks_nothing else "tolerate"
 
     with opened_app(context, mode, writes=True) as opened:
+        from . import backup_command
         from . import rotate_command
+        from . import rotate_plan
+        from .entries import duration
 
         state, error = opened
 
@@ -443,13 +540,48 @@ def rotate(
             )
 
         if list_backups:
-            rotate_command.list_backups(state, as_json)
-        elif restore is not None:
-            rotate_command.restore(state, restore, dry_run=dry_run, yes=yes)
+            backup_command.list_backups(state, as_json)
+            return
+
+        if restore is not None:
+            backup_command.restore(state, restore, dry_run=dry_run, yes=yes)
+            return
+
+        wish = rotate_plan.Wish(
+            selected=selected,
+            due=due,
+            min_age=None if min_age is None else duration(min_age, "--min-age"),
+            resume=resume,
+            abort=abort,
+            wait=not no_wait,
+            compromised=compromised,
+            backup=not no_backup,
+            yes=yes,
+            as_json=as_json,
+        )
+
+        if dry_run:
+            rotate_plan.dry_run(state, wish)
         else:
-            rotate_command.rotate(
-                state, selected or (None,), dry_run=dry_run, backup=not no_backup
-            )
+            rotate_command.rotate(state, wish)
+
+
+@vault_group.command()
+@click.option("--secret", "selected", multiple=True, metavar="NAME", help="Only these.")
+@click.option("--since", metavar="AGE", help="Only since: 12h, 7d, or seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.pass_context
+def audit(
+    context: click.Context,
+    selected: tuple[str, ...],
+    since: str | None,
+    as_json: bool,
+) -> None:
+    """Show who rotated what, from VAULT_AUDIT_LOG."""
+    with opened_app(context, "inspect") as (state, _):
+        from . import audit_command
+
+        audit_command.show(state, selected, since, as_json)
 
 
 @vault_group.command(context_settings={"allow_interspersed_args": False})

@@ -8,20 +8,14 @@ import datetime
 import functools
 import logging
 import os
-import pathlib
-import random
-import time
 import typing as t
 
+from .backups import open_backups
 from .bootstrap import BootstrapCache
 from .catalog import Catalog
-from .catalog import not_yet
 from .entries import Entry
 from .entries import parse_entries
 from .entries import Reference
-from .entries import Rotation
-from .errors import BackupError
-from .errors import CheckAndSetError
 from .errors import SecretNotFoundError
 from .errors import VaultConfigError
 from .errors import VaultError
@@ -32,12 +26,11 @@ from .errors import without_frames
 from .history import Historian
 from .history import Need
 from .keyring import KeyRing
+from .observing import Observers
 from .polling import Poller
-from .rotation import generators
 from .rotation.backup import BackupStore
 from .rotation.runner import Rotated
-from .rotation.runner import Runner
-from .rotation.runner import Target
+from .rotations import Rotations
 from .settings import Settings
 from .startup import load_documents
 from .store import Held
@@ -51,6 +44,7 @@ from .vault.documents import Location
 from .vault.endpoint import Endpoint
 from .vault.kv import KV
 from .vault.transport import Transport
+from .vault.updates import update
 from .vault.versions import Versions
 
 P = t.ParamSpec("P")
@@ -60,9 +54,6 @@ R = t.TypeVar("R")
 RING_VERSIONS: t.Final = 50
 
 _log = logging.getLogger("flask_vault")
-
-#: How often a merge is tried anew when somebody else writes at the same time.
-_TRIES: t.Final = 5
 
 
 def _at_the_edge(call: cabc.Callable[P, R]) -> cabc.Callable[P, R]:
@@ -107,6 +98,7 @@ class VaultClient:
     :param entries: what ``VAULT_SECRETS`` declares; says which fields may be rotated,
         and how.
     :param pin: gives the :class:`Pin` of the present unit of work, or ``None``.
+    :param observers: are told of logins, requests and rotations.
     """
 
     def __init__(
@@ -115,6 +107,7 @@ class VaultClient:
         entries: cabc.Iterable[Entry] = (),
         *,
         pin: cabc.Callable[[], Pin | None] | None = None,
+        observers: Observers | None = None,
     ) -> None:
         if not isinstance(settings, Settings):
             raise TypeError(
@@ -125,6 +118,7 @@ class VaultClient:
         self.settings = settings
         self.catalog = Catalog(settings.mount, settings.prefix, entries)
         self._pin = pin or (lambda: None)
+        self._observers = observers or Observers()
         self._listeners: list[cabc.Callable[[Rotated], None]] = []
 
         if not settings.enabled:
@@ -154,6 +148,7 @@ class VaultClient:
                 client_cert=endpoint.client_cert,
             ),
             revoke_on_exit=settings.revoke_on_exit,
+            observers=self._observers,
         )
         self._kv = KV(self._transport, settings.kv_version)
         self._versions = Versions(self._transport, self._kv)
@@ -413,51 +408,14 @@ class VaultClient:
                     " reserved for Flask-Vault."
                 )
 
-        for attempt in range(1, _TRIES + 1):
-            present = self._kv.newest(location)
-
-            # What a standby that lags behind still shows must not be merged into a
-            # version that is newer.
-            if (
-                cas is not None
-                and not replace
-                and present.version is not None
-                and present.version != cas
-            ):
-                if present.version < cas and attempt < _TRIES:
-                    time.sleep(random.uniform(0.02, 0.05 * 2**attempt))  # noqa: S311
-                    continue
-
-                raise CheckAndSetError(
-                    f"The document {location.path!r} is not at version {cas} any more,"
-                    f" but at {present.version}: read it again and decide anew.",
-                    path=location.path,
-                )
-
-            merged = dict(data) if replace else {**present.data, **data}
-
+        def merge(present: Document) -> cabc.Mapping[str, t.Any]:
+            kept = RESERVED & present.data.keys() if replace else present.data
             # What belongs to a rotation in progress is not the caller's to drop.
-            for name in RESERVED & present.data.keys():
-                merged[name] = present.data[name]
+            return {**{name: present.data[name] for name in kept}, **data}
 
-            expected = present.version if cas is None else cas
-
-            try:
-                version = self._kv.write(location, merged, expected)
-            except CheckAndSetError:
-                if cas is not None or attempt == _TRIES:
-                    raise
-
-                # A standby that lags behind needs a moment (measured: up to 0.4 s).
-                time.sleep(random.uniform(0.02, 0.05 * 2**attempt))  # noqa: S311
-                continue
-
-            self._hold(
-                location, Document(location.path, merged, version, self._kv.now())
-            )
-            return version
-
-        raise AssertionError  # pragma: no cover
+        written = update(self._kv, location, merge, expected=cas)
+        self._hold(location, written)
+        return written.version
 
     @_at_the_edge
     def rotate_secret(
@@ -468,43 +426,24 @@ class VaultClient:
         *,
         backup: bool = True,
     ) -> Rotated:
-        """Replace a value that lives in Vault only, after a backup of the old one.
+        """Replace a value, after a backup of the old one.
+
+        A value that is in use elsewhere, too, such as the password of a database, takes
+        two times ``VAULT_PROPAGATION_WINDOW``: :doc:`/rotating`.
 
         :param path: as in :meth:`get_secret`.
-        :param new_value: ``None`` has one made by the generator that the entry for this
-            field names in ``rotate``, or by ``token``.
+        :param new_value: ``None`` has one made as the entry for this field says in
+            ``rotate``, or by the generator ``token``.
         :param backup: ``False`` rotates without a backup. That of a path which no entry
             names, and which is not below ``VAULT_PREFIX``, is not restored by
             :meth:`restore_secret`: the document may be another app's.
         :raises BackupError: when no backup can be made; nothing was changed.
         :raises AlreadyRotatedError: when somebody else rotated it meanwhile.
+        :raises UnfinishedRotationError: when a step failed that may pass. Call it
+            again.
         """
         self._require_enabled(path)
-        location = self.catalog.location(_path_only(path))
-        declared = self.catalog.declared(location).get(field, Rotation())
-
-        if declared.kind != "signing":
-            raise not_yet(f"{path}#{field}", declared.kind)
-
-        def make() -> t.Any:
-            if new_value is not None:
-                return new_value
-
-            return generators.make(declared.generator, declared.options)
-
-        return self._rotate(Target(location, path.strip("/"), {field: make}), backup)
-
-    @_at_the_edge
-    def rotate(self, target: Target, *, backup: bool = True) -> Rotated:
-        """Rotate all fields of a target, from :meth:`Catalog.targets`, at once."""
-        self._require_enabled(target.label)
-        return self._rotate(target, backup)
-
-    def _rotate(self, target: Target, backup: bool) -> Rotated:
-        runner = Runner(
-            self._kv, self.backups if backup else None, self.settings.namespace
-        )
-        return self._done(runner.rotate(target))
+        return self.rotations.rotate_field(_path_only(path), field, new_value, backup)
 
     @_at_the_edge
     def restore_secret(self, file: str) -> Rotated:
@@ -515,19 +454,28 @@ class VaultClient:
         :raises RotationError: when it is of a document that this app does not have.
         """
         self._require_enabled(file)
-        backups = self.backups
-        backup = backups.read(file)
-        location, label = self.catalog.owner_of(backup.header.path, file)
-        runner = Runner(self._kv, backups, self.settings.namespace)
-        return self._done(runner.restore(backup, location, label))
+        return self.rotations.restore(file)
 
-    def _done(self, rotated: Rotated) -> Rotated:
+    @property
+    def rotations(self) -> Rotations:
+        """The rotations of what the entries declare, step by step.
+
+        :meta private:
+        """
+        return Rotations(
+            self.kv,
+            self._versions,
+            self.catalog,
+            self.settings,
+            self._done,
+            self._observers,
+        )
+
+    def _done(self, rotated: Rotated) -> None:
         self._hold(rotated.location, rotated.document)
 
         for listener in self._listeners:
             listener(rotated)
-
-        return rotated
 
     def on_rotated(self, listener: cabc.Callable[[Rotated], None]) -> None:
         """Have a function called after each rotation that this client made."""
@@ -539,15 +487,20 @@ class VaultClient:
 
         :raises BackupError: when the directory is unset.
         """
-        directory: pathlib.Path | None = self.settings.backup_dir
+        transport = self._transport if self.settings.enabled else None
+        return open_backups(self.settings, transport)
 
-        if directory is None:
-            raise BackupError(
-                "VAULT_BACKUP_DIR is unset: set it to a directory that only this user"
-                " can read."
-            )
+    def held(self, location: Location) -> Document | None:
+        """The document in memory, whatever its age, if it is Vault's own.
 
-        return BackupStore(directory, self.settings.backup_keys)
+        :meta private:
+        """
+        held = self._store.snapshot.get(location)
+
+        if held is None or held.document.origin != "vault":
+            return None
+
+        return held.document
 
     # --- health and cache ------------------------------------------------------------
 
@@ -637,7 +590,12 @@ class VaultClient:
     @property
     def failing(self) -> bool:
         """Whether a document is served that could not be read anew."""
-        return self.settings.enabled and bool(self._store.failing)
+        return bool(self.failures)
+
+    @property
+    def failures(self) -> dict[Location, VaultError]:
+        """Why documents could not be read anew that are served all the same."""
+        return self._store.failing if self.settings.enabled else {}
 
     def now(self) -> datetime.datetime:
         """Vault's time, from its last answers, in UTC.

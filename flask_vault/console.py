@@ -11,6 +11,7 @@ import typing as t
 import click
 from flask.cli import ScriptInfo
 
+from .durations import age as age
 from .invocation import exit_code_of
 from .invocation import loading
 from .invocation import Mode
@@ -136,18 +137,6 @@ def table(headers: cabc.Sequence[str], rows: cabc.Iterable[cabc.Sequence[str]]) 
         .rstrip()
         for line in lines
     )  # fmt: skip
-
-
-def age(seconds: int | None) -> str:
-    """An age that a person reads: ``42 s``, ``7 min``, ``5 h``, ``31 d``."""
-    if seconds is None:
-        return "-"
-
-    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds // size} {unit}"
-
-    return f"{seconds // 86_400} d"
 
 
 def say_short_history(path: str, error: Exception) -> None:

@@ -106,6 +106,7 @@ def _prepare(
         "VAULT_BOOTSTRAP_CACHE": None,
         "VAULT_BACKUP_DIR": str(folder / "backups"),
         "VAULT_BACKUP_KEYS": [new_key()],
+        "VAULT_BACKUP_TRANSIT_KEY": None,
     }
     file = folder / "settings.json"
     _write_private(file, json.dumps(overrides))
@@ -176,6 +177,7 @@ def _fill(
             client = state.client
             seed = _seed(seeds, client.catalog)
             done = provision(client.kv, client.catalog, seed, environ)
+            state.keep_histories(state.live.places)
 
             if done:
                 click.echo(

@@ -19,6 +19,12 @@ MISSING: t.Final[t.Any] = type("Missing", (), {"__repr__": lambda self: "MISSING
 
 CASTS: t.Final = ("str", "int", "float", "bool", "json", "bytes")
 
+_ROTATOR = re.compile(r"[A-Za-z_][\w.:-]*\Z")
+
+_UNITS: t.Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)")
+
 _CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 
 
@@ -96,8 +102,9 @@ class Reference:
 class Rotation:
     """How the value of an entry is made anew.
 
-    :param kind: what puts the value to work: ``signing`` (it lives in Vault only), or
-        ``database``, ``database-static``, ``callable`` (a later version).
+    :param kind: what puts the value to work: ``signing`` (it lives in Vault only),
+        ``database``, ``database-static``, ``callable``, or a rotator of the user's, by
+        its name or dotted path.
     :param generator: what makes the value, see ``flask_vault.rotation.generators``.
     :param field: which field of the document is rotated; default the reference's own.
     :param options: what else was given, for the generator and the rotator.
@@ -130,11 +137,16 @@ class Rotation:
         generator = given.pop("generator", "token" if kind == "signing" else "password")
         field = given.pop("field", None)
 
-        if kind not in cls.KINDS:
+        # A rotator of the user's may be registered later than this. But what is nearly
+        # one of ours was meant to be that.
+        nearly = _did_you_mean(str(kind), cls.KINDS)
+
+        if kind not in cls.KINDS and (
+            nearly or not isinstance(kind, str) or not _ROTATOR.match(kind)
+        ):
             raise VaultConfigError(
-                f"'rotate' has the unknown kind {kind!r}"
-                f"{_did_you_mean(str(kind), cls.KINDS)}; the kinds are"
-                f" {', '.join(cls.KINDS)}."
+                f"'rotate' has the unknown kind {kind!r}{nearly}; the kinds are"
+                f" {', '.join(cls.KINDS)}, and the rotators of your own."
             )
 
         if not isinstance(generator, str) or not isinstance(field, str | None):
@@ -160,6 +172,8 @@ class Secret:
     :param version: KV v2 version to pin; ``None`` is the newest.
     :param name: a name for ``flask vault rotate --secret``, unique in the app.
     :param rotate: how the value is made anew: a generator's name or a mapping.
+    :param max_age: seconds, or text such as ``30d``, after which ``flask vault rotate
+        --due`` makes a new value.
     :param keyring: a new value is accepted before it signs, and the old one after it
         signed. Needs KV v2.
     :param retire_after: for how long what an old value of the ring has signed is
@@ -180,6 +194,7 @@ class Secret:
     name: str | None = None
     rotate: str | cabc.Mapping[str, object] | Rotation | None = None
     keyring: bool = False
+    max_age: float | str | None = None
     retire_after: float | datetime.timedelta | None = None
     fallbacks_key: str | None = None
 
@@ -198,6 +213,10 @@ class Entry:
         """The field of the document that a rotation replaces."""
         if self.rotation is None:
             return None
+
+        # It is the only one that the engine changes.
+        if self.rotation.kind == "database-static":
+            return "password"
 
         return self.rotation.field or self.reference.field
 
@@ -375,6 +394,14 @@ def _check_entry(entry: Entry) -> None:
             "'default' must be a list, or Flask takes each letter of it for a key."
         )
 
+    if secret.max_age is not None:
+        duration(secret.max_age, "'max_age'")
+
+        if entry.rotation is None:
+            raise VaultConfigError(
+                "'max_age' says when to rotate, and 'rotate' is missing: add it."
+            )
+
     if entry.rotation is None:
         return
 
@@ -384,10 +411,39 @@ def _check_entry(entry: Entry) -> None:
             " {'kind': 'database', 'field': 'password'}."
         )
 
+    if entry.rotation.kind == "database-static" and (
+        "/static-creds/" not in entry.reference.path or not entry.reference.absolute
+    ):
+        raise VaultConfigError(
+            "'rotate' of the kind 'database-static' is for a role of Vault's database"
+            " engine: write 'ref': '/database/static-creds/ROLE'."
+        )
+
     if version is not None:
         raise VaultConfigError(
             "'version' pins an old value and 'rotate' makes a new one: keep one."
         )
+
+
+def duration(value: object, what: str) -> float:
+    """Read a duration: seconds as a number, or ``90s``, ``15m``, ``12h``, ``30d``.
+
+    :param what: what it is for, for the message.
+    :return: seconds.
+    :raises VaultConfigError: when it is none.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+
+    if match is None:
+        raise VaultConfigError(
+            f"{what} is a number of seconds, or text such as '90s', '15m', '12h' or"
+            " '30d'."
+        )
+
+    return float(match[1]) * _UNITS[match[2] or "s"]
 
 
 def _check_ring(secret: Secret) -> None:

@@ -19,8 +19,9 @@
     ├── SecretValueError          the value cannot be used as the entry asks
     ├── CheckAndSetError          somebody else wrote the document first
     ├── BackupError               a backup cannot be written, read or trusted
-    └── RotationError             a rotation was refused or could not finish
-        └── AlreadyRotatedError   somebody else was first, or nothing would change
+    └── RotationError             a rotation was refused, or needs a person
+        ├── AlreadyRotatedError   somebody else was first, or nothing would change
+        └── UnfinishedRotationError  a step failed that may be repeated at any time
 
 *Denied* (:exc:`VaultPermissionError`, :exc:`VaultLoginError`), *missing*
 (:exc:`SecretNotFoundError`) and *unreachable* (:exc:`VaultUnavailableError`) are
@@ -135,11 +136,16 @@ class BackupError(VaultError):
 
 
 class RotationError(VaultError):
-    """A rotation was refused, or could not finish."""
+    """A rotation was refused, or needs a person to go on."""
 
 
 class AlreadyRotatedError(RotationError):
     """Another process rotated the value meanwhile, or it is there already."""
+
+
+class UnfinishedRotationError(RotationError):
+    """A step of a rotation failed for a reason that may pass. What is needed to go on
+    is in the document, so the same command goes on."""
 
 
 E = t.TypeVar("E", bound=VaultError)

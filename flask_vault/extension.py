@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
+import logging
 import typing as t
+import weakref
 
 from flask import current_app
 from flask import Flask
@@ -27,6 +29,7 @@ if t.TYPE_CHECKING:
 
     from .client import VaultClient
     from .keyring import KeyRing
+    from .redaction import Redaction
     from .state import AppState
     from .state import Hook
     from .state import Refreshed
@@ -35,6 +38,8 @@ H = t.TypeVar("H", bound="Hook")
 
 #: Where the callbacks of an app are that is not loaded yet.
 _WAITING: t.Final = "vault-waiting"
+
+R = t.TypeVar("R", bound=type)
 
 #: The current app itself. An attribute read through the proxy costs ten times as much.
 _present_app = t.cast("LocalProxy[Flask]", current_app)._get_current_object
@@ -48,6 +53,8 @@ class FlaskVault:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._hooks: list[tuple[frozenset[str], Hook]] = []
+        self._states: list[weakref.ref[AppState]] = []
+        self._redaction: Redaction | None = None
 
         if app is not None:
             self.init_app(app)
@@ -93,6 +100,23 @@ class FlaskVault:
         :raises RuntimeError: outside of an app context.
         """
         return get_vault_client()
+
+    def rotator(self, name: str) -> cabc.Callable[[R], R]:
+        """A decorator that gives a rotator class a name for ``kind`` in ``rotate``.
+
+        .. code-block:: python
+
+            @vault.rotator("stripe")
+            class StripeRotator(Rotator): ...
+
+        The name holds for all apps of the process. The module has to be imported by the
+        app's factory, or the name is not known: :doc:`/rotators`.
+
+        :raises VaultConfigError: when a rotator of Flask-Vault's own has that name.
+        """
+        from .rotation.registry import register
+
+        return register(name)
 
     def keyring(self, key: str) -> KeyRing:
         """The key ring of a config key of the current app.
@@ -145,8 +169,30 @@ class FlaskVault:
 
         return register
 
+    def redact(self, target: logging.Logger | logging.Handler) -> None:
+        """Mask the secrets of this extension's apps in what others log.
+
+        Call it when logging is configured, and with the root logger for all that
+        reaches its handlers::
+
+            vault.redact(logging.getLogger())
+
+        :doc:`/monitoring` says what is masked. A value of less than 8 characters is
+        not.
+
+        :param target: a logger, with the handlers that it has now, or a handler.
+        """
+        from .redaction import Redaction
+
+        if self._redaction is None:
+            self._redaction = Redaction(lambda: self._states)
+
+        self._redaction.cover(target)
+
     def _wire(self, app: Flask, state: AppState) -> None:
         state.hook_lists.append(self._hooks)
+        self._states = [*(r for r in self._states if r()), weakref.ref(state)]
+        state.observers.changed()
 
         if state.settings.session_guard:
             from .session_guard import guard

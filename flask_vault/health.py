@@ -11,6 +11,7 @@ from flask import Blueprint
 from flask import request
 from flask import Response
 
+from . import status_page
 from .client import VaultClient
 from .resolve import Outcome
 from .settings import Settings
@@ -26,8 +27,15 @@ def new_blueprint(state: AppState) -> Blueprint:
     two; so that is a 200 with ``warn``.
 
     ``health/live`` is 200 as long as the process answers.
+
+    A browser gets a page, where the details are to be had.
     """
     settings = state.settings
+    has_page = settings.health_details != "never"
+
+    if has_page:
+        status_page.prepare()
+
     blueprint = Blueprint(
         settings.health_blueprint,
         __name__,
@@ -37,12 +45,16 @@ def new_blueprint(state: AppState) -> Blueprint:
     @blueprint.get("/health")
     def health() -> Response:
         status = status_of(state)
+        code = 503 if status == "fail" else 200
+        as_page = has_page and status_page.is_wanted()
         body: dict[str, t.Any] = {"status": status}
 
-        if _may_see_details(settings):
+        if _may_see_details(settings, as_page):
             body.update(details_of(state))
+        elif as_page:
+            return status_page.question(status)
 
-        return _answer(body, 503 if status == "fail" else 200)
+        return status_page.page(state, body, code) if as_page else _answer(body, code)
 
     @blueprint.get("/health/live")
     def live() -> Response:
@@ -139,12 +151,16 @@ def age_of(outcome: Outcome, client: VaultClient) -> int | None:
     return max(0, int((client.now() - outcome.created).total_seconds()))
 
 
-def _may_see_details(settings: Settings) -> bool:
+def _may_see_details(settings: Settings, as_page: bool) -> bool:
     if settings.health_details != "token":
         return settings.health_details == "always"
 
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     expected = settings.health_token or ""
+
+    if as_page and scheme.lower() == "basic":
+        return status_page.has_password(expected)
+
     return scheme.lower() == "bearer" and hmac.compare_digest(
         given.strip().encode(), expected.encode()
     )
@@ -155,4 +171,5 @@ def _answer(body: dict[str, t.Any], status: int) -> Response:
         json.dumps(body), status=status, mimetype="application/health+json"
     )
     response.headers["Cache-Control"] = "no-store"
+    response.vary.add("Accept")
     return response

@@ -18,6 +18,7 @@ from werkzeug.serving import is_running_from_reloader
 from .errors import AlreadyRotatedError
 from .errors import BackupError
 from .errors import CheckAndSetError
+from .errors import UnfinishedRotationError
 from .errors import VaultConfigError
 from .errors import VaultError
 from .errors import VaultLoginError
@@ -25,8 +26,9 @@ from .errors import VaultPermissionError
 from .errors import VaultUnavailableError
 
 #: How a ``flask vault`` command wants an app: ``inspect`` needs its settings alone, and
-#: must work before there is a Vault; ``tolerate`` loads it, and takes what it gets.
-Mode = t.Literal["inspect", "tolerate"]
+#: must work before there is a Vault; ``tolerate`` loads it, and takes what it gets;
+#: ``examine`` wants the app as it is, however wrong its settings are.
+Mode = t.Literal["inspect", "tolerate", "examine"]
 
 MODE: contextvars.ContextVar[Mode | None] = contextvars.ContextVar(
     "flask_vault_mode", default=None
@@ -42,6 +44,7 @@ _EXIT_CODES: t.Final[tuple[tuple[type[VaultError], int], ...]] = (
     (AlreadyRotatedError, 3),
     (CheckAndSetError, 3),
     (VaultUnavailableError, 4),
+    (UnfinishedRotationError, 4),
     (BackupError, 6),
     (VaultLoginError, 7),
     (VaultPermissionError, 7),

@@ -25,6 +25,7 @@ from .resolve import from_document
 from .resolve import Outcome
 from .rings import RingMaker
 from .store import Held
+from .templates import Template
 from .values import RESERVED
 from .vault.documents import Document
 from .vault.documents import Location
@@ -199,8 +200,9 @@ class LiveConfig:
 
             applied[place] = new
 
-        self.applied = applied
+        # What goes wrong in there is tried again when it is not taken for done.
         self._put(learned, values, rings)
+        self.applied = applied
         self.outcomes = {
             **self.outcomes,
             **{key: outcome.without_value() for key, outcome in outcomes.items()},
@@ -287,10 +289,10 @@ class LiveConfig:
                 )
 
                 if had and _is_blank(outcome.value):
-                    raise SecretValueError(
-                        f"The value of {place.path!r} is empty: write one.",
-                        path=place.path,
-                    )
+                    raise _empty(place, None)
+
+                if had and (name := self._emptied(entry, place, held.document)):
+                    raise _empty(place, name)
             except VaultError as error:
                 if had:
                     raise type(error)(
@@ -302,6 +304,23 @@ class LiveConfig:
                 better.append(outcome)
 
         return better
+
+    def _emptied(self, entry: Entry, place: Location, now: Document) -> str | None:
+        """A field of a template that has lost its value."""
+        held = self.applied.get(place)
+
+        if held is None or entry.secret.template is None:
+            return None
+
+        before = held.document.data
+        return next(
+            (
+                name
+                for name in Template.parse(entry.secret.template).fields
+                if _is_blank(now.data.get(name)) and not _is_blank(before.get(name))
+            ),
+            None,
+        )
 
     def _compare(
         self,
@@ -370,8 +389,8 @@ class LiveConfig:
                     )
                 )
 
-        self.rings = {**self.rings, **rings}
         self._writer.write(values, changed)
+        self.rings = {**self.rings, **rings}
 
 
 def _changed_field(entry: Entry, document: Document, base: Held | None) -> str | None:
@@ -383,6 +402,11 @@ def _changed_field(entry: Entry, document: Document, base: Held | None) -> str |
     before, now = base.document.data, document.data
     names = (n for n in sorted({*before, *now}) if before.get(n) != now.get(n))
     return next((name for name in names if name not in RESERVED), None)
+
+
+def _empty(place: Location, field: str | None) -> SecretValueError:
+    where = place.path if field is None else f"{place.path}#{field}"
+    return SecretValueError(f"The value of {where!r} is empty: write one.", path=where)
 
 
 def _is_blank(value: t.Any) -> bool:

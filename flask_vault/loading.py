@@ -44,18 +44,27 @@ class Inspected(BaseException):
         self.error = error
 
 
+class Examined(BaseException):
+    """Leaves an app's factory with the app itself, before its settings are read."""
+
+    def __init__(self, app: Flask) -> None:
+        super().__init__()
+        self.app = app
+
+
 def new_state(app: Flask) -> AppState:
     """Check the config of an app, read its secrets, and set them in ``app.config``.
 
     :raises VaultError: when the config is wrong or a required secret cannot be had.
     :raises Inspected: when a ``flask vault`` command wants no more than the settings.
+    :raises Examined: when it wants no more than the app.
     """
     mode = MODE.get()
-    settings = Settings.from_mapping(app.config)
 
-    if settings.backup_dir is None:
-        directory = pathlib.Path(app.instance_path, "vault-backups")
-        settings = dataclasses.replace(settings, backup_dir=directory)
+    if mode == "examine":
+        raise Examined(app)
+
+    settings = with_backup_dir(Settings.from_mapping(app.config), app)
 
     if mode is not None:
         # The cache is the app's: a person's command would leave a file of another user.
@@ -91,6 +100,15 @@ def new_state(app: Flask) -> AppState:
         raise Inspected(state, without_frames(error)) from None
 
     return state
+
+
+def with_backup_dir(settings: Settings, app: Flask) -> Settings:
+    """The settings with the place of the backups, which the app has a say in."""
+    if settings.backup_dir is not None:
+        return settings
+
+    directory = pathlib.Path(app.instance_path, "vault-backups")
+    return dataclasses.replace(settings, backup_dir=directory)
 
 
 def _warn(app: Flask, state: AppState) -> None:

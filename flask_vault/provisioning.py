@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
-import itertools
-import random
-import time
 import typing as t
 
 from .catalog import Catalog
 from .entries import Entry
 from .entries import MISSING
-from .errors import CheckAndSetError
 from .errors import SecretNotFoundError
 from .errors import VaultError
 from .errors import VaultPermissionError
@@ -21,6 +17,7 @@ from .templates import Template
 from .vault.documents import Document
 from .vault.documents import Location
 from .vault.kv import KV
+from .vault.updates import update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +35,6 @@ class Provision:
     needed: bool = True
     error: VaultError | None = None
 
-
-#: How often a document that others write at the same time is looked at anew.
-_TRIES: t.Final = 5
 
 #: Gives the value of a field that nobody generates, or ``None``. For a document that an
 #: entry wants whole it is asked for the field ``""``, and gives a mapping.
@@ -150,11 +144,12 @@ def _fill(
     :return: the document, and the fields that were made.
     """
     made: dict[str, t.Any] = {}
+    created: set[str] = set()
 
-    for attempt in itertools.count():
-        present = _present(kv, location)
+    def add(present: Document) -> cabc.Mapping[str, t.Any] | None:
         new: dict[str, t.Any] = {}
-        created: set[str] = set()
+        # Whoever was faster may have made some of them.
+        created.clear()
 
         for field, entries in fields.items():
             if bool(present.data) if field == "" else field in present.data:
@@ -167,22 +162,10 @@ def _fill(
                 created.add(field)
                 new.update(made[field] if field == "" else {field: made[field]})
 
-        if not new:
-            return present.data, set()
+        return {**present.data, **new} if new else None
 
-        try:
-            kv.write(location, {**present.data, **new}, present.version)
-        except CheckAndSetError:
-            if attempt == _TRIES:
-                raise
-
-            # Somebody else is creating it, too. Theirs stays.
-            time.sleep(random.uniform(0.02, 0.1 * 2**attempt))  # noqa: S311
-            continue
-
-        return {**present.data, **new}, created
-
-    raise AssertionError  # pragma: no cover
+    present = update(kv, location, add, seen=_present(kv, location))
+    return present.data, created
 
 
 def _present(kv: KV, location: Location) -> Document:

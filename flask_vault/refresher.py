@@ -15,8 +15,10 @@ import typing as t
 import weakref
 
 from .errors import place_of
+from .errors import VaultConnectionError
 from .errors import VaultError
 from .errors import VaultRateLimitedError
+from .errors import VaultUnavailableError
 from .vault.process import PerProcess
 
 #: Least seconds between two refreshes that something unknown asks for.
@@ -83,6 +85,11 @@ class _Local:
         self.rounds = threading.Condition()
         self.done = 0
         self.asked_at = -math.inf
+        #: So many rounds are done when the one that was asked for is.
+        self.asked_for = 0
+        self.tried_at = -math.inf
+        #: Until when requests wait for the round that catches up.
+        self.catches_up_until = -math.inf
         self.wake = threading.Event()
         self.thread: threading.Thread | None = None
         self.stopped = False
@@ -99,8 +106,10 @@ class Refresher:
     :param mode: ``thread``, ``request`` or ``off``.
     :param interval: seconds between two rounds.
     :param window: ``VAULT_PROPAGATION_WINDOW`` in seconds.
-    :param on_failure: called with the errors of the first round that fails.
+    :param on_failure: called with the errors of the first round that fails, and with
+        those of paths that fail as well later.
     :param on_recovery: called with the seconds that it took, when all is good again.
+    :param on_round: called with the errors of each round, once they are noted.
     """
 
     def __init__(
@@ -112,17 +121,23 @@ class Refresher:
         window: float,
         on_failure: cabc.Callable[[cabc.Mapping[str, VaultError]], None],
         on_recovery: cabc.Callable[[float], None],
+        on_round: cabc.Callable[[cabc.Mapping[str, VaultError]], None],
     ) -> None:
         self._source = source
         self.mode = mode
         self._interval = interval
         self._window = window
+        #: Seconds in which there is a round, when the process is let run.
+        self._longest_pause = interval * (1 + 2 * JITTER)
         self._on_failure = on_failure
         self._on_recovery = on_recovery
+        self._on_round = on_round
         self._local: PerProcess[_Local] = PerProcess(_Local)
         self._here: _Local | None = None
         self._cannot_start = False
         self.freshness = Freshness()
+        #: The paths of which was told since all was good.
+        self._told: set[str] = set()
 
     # --- what others call ------------------------------------------------------------
 
@@ -131,15 +146,22 @@ class Refresher:
         here = self._here
 
         if self.mode == "thread":
-            if (
-                here is None
-                or here.pid != os.getpid()
-                or here.thread is None
-                or not here.thread.is_alive()
-            ):
+            if here is None or here.pid != os.getpid() or not _runs(here):
                 self._start_if_possible()
+                here = self._local.get()
+
+            if self._is_behind(here) and _runs(here):
+                self._catch_up(here)
         elif self.mode == "request":
+            here = self._local.get()
+
+            if self._is_behind(here):
+                here.poll_at = 0.0
+
             self._step_if_free()
+
+            if self._is_behind(here):
+                self._catch_up(here)
 
     def start(self) -> None:
         """Start the thread of this process, unless it runs."""
@@ -194,15 +216,19 @@ class Refresher:
         here = self._local.get()
 
         with here.rounds:
-            seen, now = here.done, time.monotonic()
+            now = time.monotonic()
             leads = now - here.asked_at >= ASK_EVERY
 
             if leads:
                 here.asked_at = now
-            elif not here.lock.locked():
+                # One that runs already may have asked before there was anything new.
+                here.asked_for = here.done + (2 if here.lock.locked() else 1)
+            elif here.done >= here.asked_for:
                 return False
 
-        running = here.thread is not None and here.thread.is_alive()
+            needed = here.asked_for
+
+        running = _runs(here)
 
         if leads and running:
             here.poll_at = 0.0
@@ -212,11 +238,11 @@ class Refresher:
                 self.now()
 
         # When it did not answer a moment ago, nobody is held up for it again.
-        if running and self.freshness.failing_since is not None:
+        if running and self._is_away():
             return False
 
         with here.rounds:
-            return here.rounds.wait_for(lambda: here.done > seen, ASK_PATIENCE)
+            return here.rounds.wait_for(lambda: here.done >= needed, ASK_PATIENCE)
 
     def is_here(self) -> bool:
         """Whether this is the refresh thread."""
@@ -270,7 +296,8 @@ class Refresher:
             with here.lock:
                 self._round(here)
 
-        if here.prove_at <= time.monotonic():
+        # Where the round met silence, another wait for it proves nothing.
+        if here.prove_at <= time.monotonic() and not self._is_away():
             here.prove_at = time.monotonic() + self._prove_every
 
             with contextlib.suppress(VaultError, OSError):
@@ -278,9 +305,17 @@ class Refresher:
 
         self._source.advance()
         now = time.monotonic()
-        due = min(here.poll_at, here.prove_at, here.token_at)
+        due = min(here.poll_at, here.token_at)
+
+        if not self._is_away():
+            due = min(due, here.prove_at)
+
         wait = min(due - now, self._source.seconds_to_change())
         return min(max(wait, _SLEEP[0]), _SLEEP[1])
+
+    def _is_away(self) -> bool:
+        errors = self.freshness.errors.values()
+        return any(isinstance(error, VaultConnectionError) for error in errors)
 
     @property
     def _prove_every(self) -> float:
@@ -309,26 +344,39 @@ class Refresher:
 
         self._cannot_start = False
 
-        self._catch_up()
+    def _is_behind(self, here: _Local) -> bool:
+        """Whether others may sign with keys that nobody here has asked for.
 
-    def _catch_up(self) -> None:
-        """Wait for a round when what is known is from long ago.
-
-        A server that was loaded before it forked, or a worker that had nothing to do,
-        has the keys of its start.
+        A server that was loaded before it forked, a worker that had nothing to do, and
+        one that was frozen have the keys of their last round. When Vault does not
+        answer, it was asked.
         """
-        known = self.freshness.last_success
-        here = self._local.get()
-        oldest = self._interval * (1 + JITTER)
+        now = time.monotonic()
 
-        if known is None or time.monotonic() - known <= oldest:
-            return
+        if now - here.tried_at <= self._longest_pause:
+            return False
+
+        # Nor is a request held up for a server that is asked now, or did not answer.
+        if here.done and (here.lock.locked() or self._is_away()):
+            return False
+
+        loaded = self.freshness.last_success
+        return loaded is not None and now - loaded > self._longest_pause
+
+    def _catch_up(self, here: _Local) -> None:
+        """Wait for a round, a little while and not again, before a request is served
+        with keys that are out of date."""
+        now = time.monotonic()
 
         with here.rounds:
-            done = here.done
-            here.poll_at = 0.0
-            here.wake.set()
-            here.rounds.wait_for(lambda: here.done > done, ASK_PATIENCE)
+            if now - here.catches_up_until > self._longest_pause:
+                here.catches_up_until = now + ASK_PATIENCE
+                here.poll_at = 0.0
+                here.wake.set()
+
+            here.rounds.wait_for(
+                lambda: not self._is_behind(here), max(0.0, here.catches_up_until - now)
+            )
 
     def _step_if_free(self) -> None:
         here = self._local.get()
@@ -351,7 +399,11 @@ class Refresher:
 
     def _is_due(self, here: _Local) -> bool:
         now = time.monotonic()
-        due = min(t.cast(float, here.poll_at), t.cast(float, here.prove_at))
+        due = t.cast(float, here.poll_at)
+
+        if not self._is_away():
+            due = min(due, t.cast(float, here.prove_at))
+
         return due <= now or self._source.seconds_to_change() <= 0
 
     def _round(self, here: _Local) -> cabc.Mapping[str, VaultError]:
@@ -359,22 +411,34 @@ class Refresher:
 
         try:
             errors = self._source.round()
+        except Exception as error:
+            # A bug of ours or of a check: told, seen in the health, and tried again.
+            _tell_bug(error)
+            kind = type(error).__name__
+            errors = {"*": VaultError(f"The refresh failed with {kind}, see the log.")}
         finally:
             spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
             here.poll_at = time.monotonic() + self._interval * spread
 
             with here.rounds:
                 here.done += 1
+                here.tried_at = time.monotonic()
+
+                if here.done < here.asked_for:
+                    here.poll_at = 0.0
+
                 here.rounds.notify_all()
 
         if not errors:
             here.failures = 0
             self._succeeded(began)
+            self._on_round(errors)
             return errors
 
         here.failures += 1
         here.poll_at = time.monotonic() + self._pause(here.failures, errors)
         self._failed(began, errors)
+        self._on_round(errors)
         return errors
 
     def _pause(self, failures: int, errors: cabc.Mapping[str, VaultError]) -> float:
@@ -391,6 +455,7 @@ class Refresher:
 
     def _succeeded(self, began: float) -> None:
         since = self.freshness.failing_since
+        self._told.clear()
         self._note(last_success=began, failing_since=None, errors={})
 
         if since is not None:
@@ -398,13 +463,22 @@ class Refresher:
 
     def _failed(self, began: float, errors: cabc.Mapping[str, VaultError]) -> None:
         first = self.freshness.failing_since is None
+        new = {
+            path: error
+            for path, error in errors.items()
+            # What is wrong with the server is the same for each path.
+            if first
+            or not (path in self._told or isinstance(error, VaultUnavailableError))
+        }
+        self._told.update(new)
         self._note(
             failing_since=began if first else self.freshness.failing_since,
             errors=dict(errors),
         )
 
-        if first:
-            self._on_failure(errors)
+        # What fails as well now is not hidden behind what has failed for long.
+        if new:
+            self._on_failure(new)
 
     def _note(self, **facts: t.Any) -> None:
         self.freshness = dataclasses.replace(self.freshness, **facts)
@@ -413,6 +487,10 @@ class Refresher:
 def _waker(here: _Local) -> cabc.Callable[[object], None]:
     """Wakes a thread whose refresher is gone, so that it ends."""
     return lambda _: here.wake.set()
+
+
+def _runs(here: _Local) -> bool:
+    return here.thread is not None and here.thread.is_alive()
 
 
 def _run(ref: weakref.ref[Refresher], here: _Local) -> None:

@@ -110,6 +110,9 @@ def from_document(
             check(value)
         except ValueError as error:
             problem = str(error)
+        except Exception as error:
+            # Another's bug must not hold up the other entries.
+            problem = f"its check failed with {type(error).__name__}"
         else:
             continue
 

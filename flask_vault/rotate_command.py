@@ -2,185 +2,326 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import contextlib
+import dataclasses
 import json
+import shlex
 import sys
 import typing as t
 
 import click
 
+from .catalog import Plan
+from .catalog import StaticRole
 from .console import polling_notice
 from .console import say_error
 from .console import say_short_history
-from .console import table
 from .errors import VaultError
-from .errors import VaultUnavailableError
 from .invocation import exit_code_of
 from .invocation import worst
+from .reporter import Reporter
+from .rotate_plan import nothing_to_do
+from .rotate_plan import plan_for
+from .rotate_plan import Wish
 from .rotation.runner import Target
+from .rotation.tasks import Result
 from .state import AppState
-from .vault.documents import Location
 
 
-def rotate(
-    state: AppState,
-    selected: tuple[str | None, ...],
-    *,
-    dry_run: bool,
-    backup: bool,
-) -> None:
-    targets: dict[Location, Target] = {}
-    refused: dict[str, VaultError] = {}
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How the rotation of a document, or of a field of one, ended."""
 
-    for name in selected:
-        chosen, not_possible = state.client.catalog.targets(name)
-        refused.update(not_possible)
+    label: str
+    fields: tuple[str, ...]
+    operation: str | None
+    state: str
+    error: VaultError | None = None
+    version: int | None = None
+    backup: str | None = None
+    joined: bool = False
 
-        for target in chosen:
-            makers = {**target.makers}
+    @property
+    def code(self) -> int:
+        return 0 if self.error is None else exit_code_of(self.error)
 
-            if target.location in targets:
-                makers.update(targets[target.location].makers)
 
-            targets[target.location] = Target(target.location, target.label, makers)
+def rotate(state: AppState, wish: Wish) -> None:
+    plan = plan_for(state, wish)
 
-    if not targets and not refused:
-        click.echo("No entry of VAULT_SECRETS has 'rotate': there is nothing to do.")
-        return
-
-    if dry_run:
-        rows = [(x.label, ", ".join(x.makers), "rotate") for x in targets.values()]
-        rows += [(key, "-", "cannot yet, see below") for key in refused]
-        click.echo(table(("path", "fields", "what"), rows))
-
-        for sentence in refused.values():
-            click.secho(str(sentence), err=True, fg="yellow")
-
-        return
-
-    codes = [0]
-    rotated: list[Location] = []
-
-    for target in targets.values():
-        try:
-            done = state.client.rotate(target, backup=backup)
-        except VaultError as error:
-            codes.append(exit_code_of(error))
-            say_error(f"{target.label}: {error}")
-            _say_next(target.label, error, selected)
+    if not plan:
+        if wish.as_json:
+            click.echo("[]")
         else:
-            rotated.append(done.location)
-            version = "" if done.version is None else f", version {done.version}"
-            kept = f"backup {done.backup}" if done.backup else "no backup"
-            click.echo(
-                f"{done.label}: {', '.join(done.fields)} rotated{version}, {kept},"
-                f" operation {done.operation}, done."
-            )
+            click.echo(nothing_to_do(wish))
 
-    for place, problem in state.keep_histories(rotated).items():
-        say_short_history(place.path, problem)
+        return
 
-    for refusal in refused.values():
-        codes.append(exit_code_of(refusal))
-        say_error(str(refusal))
+    if wish.abort and not wish.yes and sys.stdin.isatty():
+        names = ", ".join(task.name for task in plan.tasks)
+        click.confirm(f"Give up the open rotations of {names}?", abort=True)
 
-    if len(codes) <= len(targets) + len(refused):
-        click.echo(polling_notice(state))
-
-    raise click.exceptions.Exit(worst(codes))
-
-
-def _say_next(label: str, error: VaultError, selected: tuple[str | None, ...]) -> None:
-    code = exit_code_of(error)
-    # As narrow as what was asked for: a path may have more fields that rotate.
-    again = " ".join(f"--secret {label if s is None else s}" for s in selected)
-    done = getattr(error, "maybe_done", False)
-
-    if code == 4:
-        click.echo(
-            f"{label}: {'not known to be' if done else 'not'} rotated. Running it again"
-            f" is safe: flask vault rotate {again}",
-            err=True,
-        )
-    elif code == 3:
-        click.echo(
-            f"{label}: left as the other process made it. To look:"
-            f" flask vault get {label}",
-            err=True,
-        )
-    else:
-        click.echo(
-            f"{label}: not rotated. When that is mended: flask vault rotate {again}",
-            err=True,
-        )
-
-
-def list_backups(state: AppState, as_json: bool) -> None:
-    rows = [
-        {
-            "file": info.name,
-            "path": info.header.path if info.header else None,
-            "fields": list(info.header.fields) if info.header else [],
-            "version": info.header.from_version if info.header else None,
-            "created": info.header.created_at.isoformat() if info.header else None,
-            "problem": info.problem,
-        }
-        for info in state.client.backups.list()
+    reporter = Reporter(quiet=wish.as_json)
+    ends = [
+        *_signing(state, plan.targets, wish),
+        *_roles(state, plan.roles, wish),
+        *_others(state, plan, wish, reporter),
     ]
+    reporter.close()
 
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-
-    if not rows:
-        click.echo(f"There are no backups in {state.settings.backup_dir}.")
-        return
-
-    click.echo(
-        table(
-            ("file", "path", "fields", "version", "created"),
-            (
-                (
-                    str(row["file"]),
-                    str(row["path"] or "-"),
-                    ", ".join(t.cast("list[str]", row["fields"])) or "-",
-                    str(row["version"] or "-"),
-                    str(row["problem"] or row["created"]),
+    if wish.as_json:
+        click.echo(json.dumps([_as_json(end, wish) for end in ends], indent=2))
+    else:
+        for end in ends:
+            if end.error is not None:
+                say_error(
+                    str(end.error)
+                    if str(end.error).startswith(end.label)
+                    else f"{end.label}: {end.error}"
                 )
-                for row in rows
-            ),
+
+        for end in ends:
+            if end.error is not None or end.state not in _SAID:
+                click.echo(_next(end, wish), err=end.error is not None)
+
+        for place, problem in state.keep_histories(
+            target.location for target in plan.targets
+        ).items():
+            say_short_history(place.path, problem)
+
+        if any(end.error is None and end.version is not None for end in ends) or any(
+            end.error is None and end.state == "done" for end in ends
+        ):
+            click.echo(polling_notice(state))
+
+    raise click.exceptions.Exit(worst([0, *(end.code for end in ends)]))
+
+
+#: States of which a line was printed that needs no next command.
+_SAID: t.Final = ("done", "aborted", "nothing open")
+
+
+def _signing(
+    state: AppState, targets: cabc.Iterable[Target], wish: Wish
+) -> cabc.Iterator[End]:
+    for target in targets:
+        fields = tuple(target.makers)
+
+        try:
+            done = state.client.rotations.rotate(
+                target,
+                backup=wish.backup,
+                # What the app was loaded with a moment ago spares a request.
+                seen=state.client.held(target.location),
+                compromised=wish.compromised,
+            )
+        except VaultError as error:
+            yield End(target.label, fields, None, "unchanged", error)
+            continue
+
+        end = End(
+            done.label, fields, done.operation, "done", None, done.version, done.backup
         )
-    )
+
+        if not wish.as_json:
+            click.echo(_line(end))
+
+            if wish.compromised:
+                click.echo(
+                    f"{done.label}: the older versions are destroyed. Nobody accepts"
+                    " their values any more, those of its other fields neither."
+                )
+
+        yield end
 
 
-def restore(state: AppState, file: str, *, dry_run: bool, yes: bool) -> None:
-    backup = state.client.backups.read(file)
-    header = backup.header
-    what = (
-        f"{header.path}: {', '.join(header.fields)} as of version"
-        f" {header.from_version or '-'}, from {file}"
-    )
+def _roles(
+    state: AppState, roles: cabc.Iterable[StaticRole], wish: Wish
+) -> cabc.Iterator[End]:
+    for role in roles:
+        try:
+            done = state.client.rotations.rotate_role(role)
+        except VaultError as error:
+            yield End(role.label, ("password",), None, "unchanged", error)
+            continue
 
-    if dry_run:
-        click.echo(f"Would bring back {what}.")
+        end = End(role.label, done.fields, done.operation, "done")
+
+        if not wish.as_json:
+            click.echo(_line(end))
+
+        yield end
+
+
+def _others(
+    state: AppState, plan: Plan, wish: Wish, reporter: Reporter
+) -> cabc.Iterator[End]:
+    if not plan.tasks:
         return
 
-    if not yes and sys.stdin.isatty():
-        click.confirm(f"Bring back {what}?", abort=True)
+    client = state.client
+    rotations = client.rotations
+    rules = dataclasses.replace(
+        rotations.rules,
+        wait=wish.wait,
+        begin=not wish.resume,
+        compromised=wish.compromised,
+    )
 
     try:
-        done = state.client.restore_secret(file)
-    except VaultUnavailableError as error:
-        say_error(str(error))
-        click.echo(
-            f"{header.path}: not known to be restored. Running it again is safe: flask"
-            f" vault rotate --restore {file}",
-            err=True,
-        )
-        raise click.exceptions.Exit(exit_code_of(error)) from None
+        operations = rotations.operations(rules, backup=wish.backup, report=reporter)
+    except VaultError as error:
+        for task in plan.tasks:
+            yield End(task.label, (task.field,), None, "unchanged", error)
 
-    version = "" if done.version is None else f", now version {done.version}"
-    click.echo(
-        f"{done.label}: {', '.join(done.fields)} restored{version}, what was there is"
-        f" in the backup {done.backup}, operation {done.operation}, done."
+        return
+
+    for place in {task.location for task in plan.tasks}:
+        # A rotation writes five versions; a mount keeps ten unless told otherwise.
+        with contextlib.suppress(VaultError):
+            client.keep_history(place)
+
+    if wish.abort:
+        results = [operations.abort(task, force=wish.yes) for task in plan.tasks]
+    else:
+        seen = {
+            task.location: document
+            for task in plan.tasks
+            if (document := client.held(task.location)) is not None
+        }
+
+        try:
+            results = operations.run(plan.tasks, seen=seen)
+        except KeyboardInterrupt:
+            reporter.close()
+            click.echo(
+                "Interrupted. What was begun is kept. To go on: flask vault rotate"
+                " --resume",
+                err=True,
+            )
+            raise
+
+    reporter.close()
+
+    for result in results:
+        if (rotated := result.rotated()) is not None:
+            client.rotations.tell(rotated)
+
+        end = _end(result)
+
+        if end.error is None and not wish.as_json:
+            click.echo(_line(end))
+
+        yield end
+
+
+def _end(result: Result) -> End:
+    task = result.task
+    state = "unchanged" if result.operation is None else result.state
+
+    if result.operation is None and result.error is None:
+        state = "nothing open"
+
+    return End(
+        task.label,
+        (task.field,),
+        result.operation,
+        state,
+        result.error,
+        None if result.document is None else result.document.version,
+        result.backup,
+        result.joined,
     )
-    click.echo(polling_notice(state))
+
+
+def _line(end: End) -> str:
+    fields = ", ".join(end.fields)
+
+    if end.state == "nothing open":
+        return f"{end.label}: no rotation of {fields} is open."
+
+    if end.state == "aborted":
+        return (
+            f"{end.label}: the rotation of {fields} is given up, the old value stays,"
+            f" operation {end.operation}, done."
+        )
+
+    version = "" if end.version is None else f", version {end.version}"
+
+    if end.state != "done":
+        return (
+            f"{end.label}: {fields} is being rotated{version}, operation"
+            f" {end.operation}, {end.state}."
+        )
+
+    kept = f"backup {end.backup}" if end.backup else "no backup"
+
+    if end.joined and not end.backup:
+        kept = "begun by another run"
+
+    return (
+        f"{end.label}: {fields} rotated{version}, {kept}, operation {end.operation},"
+        " done."
+    )
+
+
+def _next(end: End, wish: Wish) -> str:
+    """What is left, and the exact next command."""
+    # As narrow as what was asked for: a path may have more fields that rotate.
+    named = wish.selected or (end.label,)
+    again = " ".join(f"--secret {shlex.quote(name)}" for name in named)
+    flags = "".join(
+        f" {flag}"
+        for flag, given in (
+            ("--no-backup", not wish.backup),
+            ("--compromised", wish.compromised),
+        )
+        if given
+    )
+    command = f"flask vault rotate {again}{flags}"
+    error = end.error
+
+    if end.operation is not None and end.state not in ("unchanged", "done"):
+        if end.state == "aborted":
+            return (
+                f"{end.label}: operation {end.operation}, given up; the old value is in"
+                f" use. When that is mended: {command}"
+            )
+
+        when = "When that is mended: " if end.code not in (0, 4) else "To go on: "
+        return (
+            f"{end.label}: operation {end.operation}, state {end.state}."
+            f" {when}{command} --resume"
+        )
+
+    if end.code == 4:
+        done = getattr(error, "maybe_done", False)
+        return (
+            f"{end.label}: {'not known to be' if done else 'not'} rotated. Running it"
+            f" again is safe: {command}"
+        )
+
+    if end.code == 3:
+        return (
+            f"{end.label}: left as the other process made it. To look: flask vault get"
+            f" {shlex.quote(end.label)}"
+        )
+
+    return f"{end.label}: not rotated. When that is mended: {command}"
+
+
+def _as_json(end: End, wish: Wish) -> dict[str, t.Any]:
+    open_still = end.error is not None or end.state not in _SAID
+    return {
+        "path": end.label,
+        "fields": list(end.fields),
+        "operation": end.operation,
+        "state": end.state,
+        "version": end.version,
+        "backup": end.backup,
+        "joined": end.joined,
+        "code": end.code,
+        "error": None if end.error is None else str(end.error),
+        "next": _next(end, wish).rpartition(": ")[2] if open_still else None,
+    }

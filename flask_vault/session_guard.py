@@ -42,7 +42,9 @@ class GuardedSessionInterface(SecureCookieSessionInterface):
 
         state = self._state()
 
-        if state is not None and state.ask():
+        if state is not None:
+            state.ask()
+            # Whatever it says: a round may have come just before the question.
             session = super().open_session(app, request)
 
         if not session and self._is_foreign(app, request):
@@ -69,9 +71,13 @@ class GuardedSessionInterface(SecureCookieSessionInterface):
     def _is_foreign(self, app: Flask, request: Request) -> bool:
         """Whether there is a cookie that none of our keys has signed."""
         cookie = request.cookies.get(self.get_cookie_name(app))
+
+        if not cookie:
+            return False
+
         serializer = self.get_signing_serializer(app)
 
-        if not cookie or serializer is None:
+        if serializer is None:
             return False
 
         try:

@@ -82,11 +82,15 @@ class Settings:
     bootstrap_max_age: float = 86_400.0
     backup_dir: pathlib.Path | None = None
     backup_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    #: Mount and name, or a name alone.
+    backup_transit_key: str | None = None
+    audit_log: pathlib.Path | None = None
     health: bool = True
     health_url_prefix: str = "/vault"
     health_blueprint: str = "vault"
     health_details: str = "never"
     health_token: str | None = dataclasses.field(default=None, repr=False)
+    metrics_paths: bool = False
 
     @classmethod
     def from_mapping(
@@ -144,11 +148,14 @@ class Settings:
             bootstrap_max_age=read.seconds("VAULT_BOOTSTRAP_MAX_AGE", 86_400.0),
             backup_dir=read.directory("VAULT_BACKUP_DIR"),
             backup_keys=read.texts("VAULT_BACKUP_KEYS"),
+            backup_transit_key=read.optional_path("VAULT_BACKUP_TRANSIT_KEY"),
+            audit_log=read.directory("VAULT_AUDIT_LOG"),
             health=read.flag("VAULT_HEALTH", True),
             health_url_prefix=read.url_prefix("VAULT_HEALTH_URL_PREFIX", "/vault"),
             health_blueprint=read.text("VAULT_HEALTH_BLUEPRINT") or "vault",
             health_details=read.choice("VAULT_HEALTH_DETAILS", "never", DETAILS),
             health_token=read.header("VAULT_HEALTH_TOKEN"),
+            metrics_paths=read.flag("VAULT_METRICS_PATHS", False),
         )
         settings = dataclasses.replace(
             settings, prefix=_prefix(read, settings.environment, enabled)
@@ -193,9 +200,11 @@ class Settings:
 #: Every ``VAULT_*`` key but ``VAULT_SECRETS``.
 KEYS: t.Final = (
     "VAULT_ADDR",
+    "VAULT_AUDIT_LOG",
     "VAULT_AUTH",
     "VAULT_BACKUP_DIR",
     "VAULT_BACKUP_KEYS",
+    "VAULT_BACKUP_TRANSIT_KEY",
     "VAULT_BOOTSTRAP_CACHE",
     "VAULT_BOOTSTRAP_MAX_AGE",
     "VAULT_CACERT",
@@ -212,6 +221,7 @@ KEYS: t.Final = (
     "VAULT_HEALTH_URL_PREFIX",
     "VAULT_KV_VERSION",
     "VAULT_MAX_STALE",
+    "VAULT_METRICS_PATHS",
     "VAULT_MOUNT",
     "VAULT_NAMESPACE",
     "VAULT_PREFIX",
@@ -397,6 +407,9 @@ class _Reader:
         value = (self.text(key) or default).strip("/")
         _check_segments(key, value)
         return value
+
+    def optional_path(self, key: str) -> str | None:
+        return None if self.text(key) is None else self.path(key, "")
 
     def url_prefix(self, key: str, default: str) -> str:
         value = self.text(key) or default

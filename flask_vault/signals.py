@@ -45,7 +45,8 @@ secret_rotated = _signals.signal("vault-secret-rotated")
 #: :param accepted: the versions that are accepted, newest first, a tuple of ``int``.
 keyring_advanced = _signals.signal("vault-keyring-advanced")
 
-#: Sent once when the refresh begins to fail; the app goes on with what it has.
+#: Sent once when the refresh begins to fail, and once for paths that fail as well
+#: later; the app goes on with what it has.
 #:
 #: :param paths: mounts and paths that failed, a tuple of ``str``.
 #: :param error: name of the first failure's type, such as ``"VaultConnectionError"``.
@@ -57,22 +58,28 @@ refresh_failed = _signals.signal("vault-refresh-failed")
 refresh_recovered = _signals.signal("vault-refresh-recovered")
 
 
-def send(signal: blinker.NamedSignal, sender: t.Any, **arguments: t.Any) -> None:
+def send(signal: blinker.NamedSignal, sender: t.Any, **arguments: t.Any) -> int:
     """Call every receiver, also when one of them raises.
 
     The log names the type and the place of the failure, not its text, which may hold
     what the receiver was working on.
+
+    :return: how many have raised.
     """
-    for receiver in signal.receivers_for(sender):
+    called = [
         call(f"the signal {signal.name}", receiver, sender, **arguments)
+        for receiver in signal.receivers_for(sender)
+    ]
+    return called.count(False)
 
 
 def call(
     what: str, receiver: t.Callable[..., object], *args: t.Any, **kwargs: t.Any
-) -> None:
+) -> bool:
     """Call one receiver; what it raises is logged, and no more.
 
     :param what: what it receives, for the log.
+    :return: whether it raised nothing.
     """
     try:
         receiver(*args, **kwargs)
@@ -83,3 +90,6 @@ def call(
             type(error).__name__,
             place_of(error),
         )
+        return False
+
+    return True

@@ -27,6 +27,7 @@ from .client import Pin
 from .client import VaultClient
 from .config_writer import Follower
 from .entries import Entry
+from .errors import SecretNotFoundError
 from .errors import VaultConfigError
 from .errors import VaultConnectionError
 from .errors import VaultError
@@ -39,6 +40,7 @@ from .invocation import MODE
 from .keyring import KeyRing
 from .live import Learned
 from .live import LiveConfig
+from .observing import take_over
 from .refresher import Refresher
 from .resolve import Check
 from .resolve import failure_of
@@ -102,7 +104,10 @@ class AppState:
         self.app = app
         self.settings = settings
         self.entries = entries
-        self.client = VaultClient(settings, entries, pin=self._pin)
+        self.observers = take_over(app.extensions)
+        self.client = VaultClient(
+            settings, entries, pin=self._pin, observers=self.observers
+        )
         self.client.on_rotated(self._rotated)
         self.loaded = False
         self.live = LiveConfig(
@@ -118,6 +123,7 @@ class AppState:
             window=settings.propagation_window,
             on_failure=self._failed,
             on_recovery=self._recovered,
+            on_round=self.observers.refreshed,
         )
         self._entry = {entry.key: entry for entry in entries}
         self._hooks: list[tuple[frozenset[str], Hook]] = []
@@ -149,11 +155,14 @@ class AppState:
         :param patience: seconds to wait for a server that does not answer.
         :raises VaultError: for those that are not.
         """
-        outcomes = self.resolve(patience)
-        failure = failure_of(outcomes)
+        with self.observers.span(
+            "load", entries=len(self.entries), paths=len(self.live.places)
+        ):
+            outcomes = self.resolve(patience)
+            failure = failure_of(outcomes)
 
-        if failure is not None:
-            raise failure
+            if failure is not None:
+                raise failure
 
         with self._lock.get():
             now = self.client.now() if self.settings.enabled else None
@@ -168,13 +177,11 @@ class AppState:
 
         self._found, self._held = {}, {}
 
-        with self._app_context():
-            send(
-                secrets_loaded,
-                self.app,
-                keys=tuple(o.entry.key for o in outcomes if o.source != "unset"),
-                sources={o.entry.key: o.source for o in outcomes},
-            )
+        self._signal(
+            secrets_loaded,
+            keys=tuple(o.entry.key for o in outcomes if o.source != "unset"),
+            sources={o.entry.key: o.source for o in outcomes},
+        )
 
     def resolve(self, patience: float = 0.0) -> list[Outcome]:
         """Ask for every entry, and note what became of it. The config stays."""
@@ -402,9 +409,10 @@ class AppState:
         """Whether others may sign with what this process has not heard of.
 
         That is the case when for longer than the window nothing has proved that it is
-        up to date. Without a key ring all paths count, else those of the rings.
+        up to date. Without a key ring all paths count, else those of the rings. Nobody
+        knows when the app refreshes by itself.
         """
-        if not self.settings.enabled:
+        if not self.settings.enabled or self.refresher.mode == "off":
             return False
 
         known = self._seen_at, self.refresher.freshness.last_fresh
@@ -420,6 +428,17 @@ class AppState:
 
     def round(self) -> dict[str, VaultError]:
         """Ask for every path once; give what went wrong, by path."""
+        with self.observers.span("refresh", paths=len(self.live.places)) as span:
+            errors = self._ask_all()
+            span.note(errors=len(errors))
+
+            for error in errors.values():
+                span.failed(error)
+                break
+
+        return errors
+
+    def _ask_all(self) -> dict[str, VaultError]:
         began = time.monotonic()
         bases = self.live.applied
         found: dict[Location, Held] = {}
@@ -434,8 +453,8 @@ class AppState:
             except VaultError as error:
                 of_the_server = isinstance(error, _OF_THE_SERVER)
 
-                # What was not there at the start is told by the health as it is.
-                if base is not None or of_the_server:
+                # The start was content without it, and the health tells of it.
+                if base is not None or not isinstance(error, SecretNotFoundError):
                     errors[place.path] = without_frames(error)
 
                 if of_the_server:
@@ -520,9 +539,10 @@ class AppState:
         if learned:
             # The thread sleeps until the change that was the next one before.
             self.refresher.wake()
+            # Before what asks the server, or writes a file.
+            self._announce(learned, origin)
             self._keep_for_restart({p: held.document for p, held in applied.items()})
             self._look_at_limits(found)
-            self._announce(learned, origin)
 
         return learned
 
@@ -551,7 +571,10 @@ class AppState:
             if history is None or not self.live.needs(place):
                 continue
 
-            limit = history.max_versions or DEFAULT_LIMIT
+            stamps = history.stamps
+            # A mount that keeps fewer shows it by what it has dropped already.
+            default = len(stamps) if stamps[0].number > 1 else DEFAULT_LIMIT
+            limit = history.max_versions or default
 
             if not self.live.maker.is_cramped(place, history, self.client.now(), limit):
                 continue
@@ -581,6 +604,7 @@ class AppState:
         self._changed += [change.key for change in learned.changes]
 
         if learned:
+            self.observers.changed()
             self._later(lambda: self._send(learned, origin))
 
     def _later(self, job: Job) -> None:
@@ -602,9 +626,8 @@ class AppState:
     def _send(self, learned: Learned, origin: str) -> None:
         with self._app_context():
             for change in learned.changes:
-                send(
+                self._signal(
                     secret_rotated,
-                    self.app,
                     key=change.key,
                     path=change.path,
                     field=change.field,
@@ -614,9 +637,8 @@ class AppState:
                 )
 
             for advance in learned.advances:
-                send(
+                self._signal(
                     keyring_advanced,
-                    self.app,
                     key=advance.key,
                     version=advance.version,
                     accepted=advance.accepted,
@@ -624,15 +646,20 @@ class AppState:
 
             for key, version in learned.written:
                 for keys, hook in itertools.chain(*self.hook_lists):
-                    if key in keys:
-                        call(f"on_rotate({key!r})", hook, key, version)
+                    if key in keys and not call(
+                        f"on_rotate({key!r})", hook, key, version
+                    ):
+                        self.observers.receiver_failed("on_rotate")
 
     def _failed(self, errors: cabc.Mapping[str, VaultError]) -> None:
         kinds = [type(error).__name__ for error in errors.values()]
-        _log.warning(
-            "The refresh fails, and the app goes on with what it has: %s",
-            next(iter(errors.values())),
-        )
+
+        # Many paths may have one reason, such as an answer that is no JSON.
+        for reason in dict.fromkeys(str(error) for error in errors.values()):
+            _log.warning(
+                "The refresh fails, and the app goes on with what it has: %s", reason
+            )
+
         self._later(
             lambda: self._signal(refresh_failed, paths=tuple(errors), error=kinds[0])
         )
@@ -643,7 +670,8 @@ class AppState:
 
     def _signal(self, signal: t.Any, **arguments: t.Any) -> None:
         with self._app_context():
-            send(signal, self.app, **arguments)
+            for _ in range(send(signal, self.app, **arguments)):
+                self.observers.receiver_failed(signal.name)
 
     # --- rotations of this process ---------------------------------------------------
 

@@ -45,6 +45,17 @@ def resolve(entry: Entry, data: cabc.Mapping[str, t.Any], path: str) -> t.Any:
     return cast(pick(data, field, path), secret.cast, f"{path}#{field}")
 
 
+def fields_of(entry: Entry, data: cabc.Mapping[str, t.Any]) -> tuple[str, ...]:
+    """The fields of a document from which an entry's value is made."""
+    if entry.secret.template is not None:
+        return Template.parse(entry.secret.template).fields
+
+    if entry.reference.field is not None:
+        return (entry.reference.field,)
+
+    return tuple(name for name in data if name not in RESERVED)
+
+
 def pick(data: cabc.Mapping[str, t.Any], field: str, path: str) -> t.Any:
     """The field of a document.
 

@@ -139,9 +139,19 @@ class Watch:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.stop()
+        answer = getattr(session.config, "workeroutput", None)
 
-        if self.leaks:
+        if answer is not None:
+            answer["leaks"] = list(self.leaks)
+        elif self.leaks:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: t.Any) -> None:
+        """A worker of pytest-xdist has ended. What it saw is ours to tell."""
+        # One that has crashed has nothing to say.
+        for leak in getattr(node, "workeroutput", {}).get("leaks", ()):
+            self.leaks[tuple(leak)] = None
 
     def pytest_terminal_summary(
         self, terminalreporter: pytest.TerminalReporter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -22,6 +23,9 @@ from psycopg import sql
 from flask_vault.testing.ports import lease_ports
 
 ADMIN = "postgres"
+
+#: A role of which the server asks no password, once somebody has made it.
+TRUSTED = "trusted"
 
 #: PostgreSQL refuses to run as root, and so do its tools.
 UNPRIVILEGED = "nobody"
@@ -123,18 +127,29 @@ class Postgres:
             "dbname": "postgres",
         }
 
-    def create_user(self, password: str) -> str:
+    def create_user(self, password: str, options: str = "") -> str:
         """A new role that may log in.
 
+        :param options: more of what ``CREATE ROLE`` takes, such as ``SUPERUSER``.
         :return: its name.
         """
         name = f"app_{secrets.token_hex(6)}"
-        self.execute(
-            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
-                sql.Identifier(name), password
-            )
-        )
+        self.run(f"CREATE ROLE {name} LOGIN {options} PASSWORD '{password}'")
         return name
+
+    def logs_in(self, user: str, password: str) -> bool:
+        """Whether the server takes this password."""
+        with contextlib.suppress(psycopg.OperationalError):
+            self._connect(user, password).close()
+            return True
+
+        return False
+
+    def run(self, *statements: str) -> None:
+        """Run statements as the admin."""
+        for statement in statements:
+            with self._connect() as connection:
+                connection.execute(statement.encode())
 
     def set_password(self, user: str, password: str) -> None:
         self.execute(
@@ -186,12 +201,17 @@ class Postgres:
             **_as_somebody(),
         )
 
-    def _connect(self) -> psycopg.Connection[tuple[t.Any, ...]]:
+        hba = self._data / "pg_hba.conf"
+        hba.write_text(f"host all {TRUSTED} all trust\n{hba.read_text()}")
+
+    def _connect(
+        self, user: str = ADMIN, password: str | None = None
+    ) -> psycopg.Connection[tuple[t.Any, ...]]:
         return psycopg.connect(
             host=self.host,
             port=self.port,
-            user=ADMIN,
-            password=self.password,
+            user=user,
+            password=self.password if password is None else password,
             dbname="postgres",
             connect_timeout=5,
         )
@@ -228,5 +248,5 @@ def _as_somebody() -> dict[str, t.Any]:
 @pytest.fixture(scope="session")
 def postgres() -> cabc.Iterator[Postgres]:
     """A server for all tests of the session; each makes users of its own."""
-    with Postgres() as server:
+    with Postgres(log_statement="all", max_connections="60") as server:
         yield server

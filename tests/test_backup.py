@@ -23,10 +23,10 @@ import pytest
 
 from flask_vault.errors import BackupError
 from flask_vault.errors import VaultConfigError
-from flask_vault.rotation import backup as module
+from flask_vault.rotation import files as module
 from flask_vault.rotation.backup import BackupStore
-from flask_vault.rotation.backup import MAX_SIZE
 from flask_vault.rotation.envelope import Backup
+from flask_vault.rotation.files import MAX_SIZE
 from flask_vault.rotation.keys import new_key
 
 KEY = "k" * 42 + "A="
@@ -36,7 +36,7 @@ OPERATION = "1f2e3d4c" + "0" * 24
 NAME = "flask_20251106T120000Z_1f2e3d4c.json"
 UNTRUSTED = (
     "cannot be decrypted: it is damaged, was changed, or was made with a key that is"
-    " not in VAULT_BACKUP_KEYS."
+    " neither in VAULT_BACKUP_KEYS nor VAULT_BACKUP_TRANSIT_KEY."
 )
 
 
@@ -573,7 +573,7 @@ class TestWriteFails:
     ) -> None:
         other = (directory / write(store, before={"n": 1}).name).read_bytes()
         os.unlink(directory / NAME)
-        monkeypatch.setattr(module, "_read", lambda directory, name: other)
+        monkeypatch.setattr(module, "read", lambda directory, name: other)
 
         with pytest.raises(BackupError, match="something else than what was written"):
             write(store, before={"n": 2})
@@ -981,7 +981,7 @@ class TestRead:
     def test_what_is_not_the_name_of_a_backup_is_refused_unopened(
         self, store: BackupStore, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
-        monkeypatch.setattr(module, "_read", _interrupted)
+        monkeypatch.setattr(module, "read", _interrupted)
 
         self.refused(store, name, "is not the name of a backup.*without a directory")
 

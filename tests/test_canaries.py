@@ -65,17 +65,22 @@ def test_what_a_test_writes_to_vault_is_a_secret(
     assert "word" not in watch.secrets
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
 def test_a_run_that_shows_a_secret_fails_and_does_not_show_it_again(
-    tmp_path: pathlib.Path,
+    workers: tuple[str, ...], tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "conftest.py").write_text(
         "from tests import canaries\npytest_configure = canaries.watch\n"
     )
+    # What a worker's program prints, its parent never sees.
     (tmp_path / "test_shows.py").write_text(
-        'def test_it():\n    print("canary-" + "0123-value")\n'
+        "import subprocess, sys\n"
+        "def test_it():\n"
+        '    code = \'print("canary-" + "0123-value")\'\n'
+        "    subprocess.run([sys.executable, '-c', code], capture_output=True)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, "."],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -83,5 +88,5 @@ def test_a_run_that_shows_a_secret_fails_and_does_not_show_it_again(
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 passed" in done.stdout
-    assert "test_shows.py::test_it: Captured stdout call: <secret>" in done.stdout
+    assert "test_shows.py::test_it: a command: <secret>" in done.stdout
     assert "0123-value" not in done.stdout

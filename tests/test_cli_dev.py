@@ -44,6 +44,7 @@ def create_app():
         VAULT_CACERT="/no/such/file.pem",
         VAULT_PREFIX="shop/{environment}",
         VAULT_BACKUP_KEYS=["no key"],
+        VAULT_BACKUP_TRANSIT_KEY="no-such-engine/key",
         VAULT_SECRETS={
             "SECRET_KEY": {"ref": "flask#secret_key", "rotate": "token"},
             "STRIPE_API_KEY": {"ref": "stripe#api_key", "env": "STRIPE_API_KEY"},

@@ -298,7 +298,7 @@ def test_two_entries_of_one_field_must_agree_how_to_rotate_it() -> None:
     with pytest.raises(VaultConfigError, match="give them the same 'rotate'"):
         catalog("token", "hex")
 
-    assert len(catalog("token", "token").targets()[0]) == 1
+    assert len(catalog("token", "token").plan().targets) == 1
 
 
 def test_a_generator_that_cannot_work_is_an_error_at_the_start() -> None:

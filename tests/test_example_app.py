@@ -7,6 +7,7 @@ import http.cookiejar
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import socket
@@ -19,9 +20,11 @@ import urllib.request
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from example_app import create_app
 from example_app import db
+from example_app import vault
 from flask_vault.errors import VaultPermissionError
 from flask_vault.rotation.backup import BackupStore
 from flask_vault.rotation.keys import new_key
@@ -33,8 +36,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLASK = pathlib.Path(sys.executable).with_name("flask")
 
 FLASK_PATH = "example/test/flask"
-NOTES_PATH = "example/test/notes"
+JWT_PATH = "example/test/jwt"
 LOGIN = {"name": "demo", "password": "demo"}
+FORM = re.compile(r'name="csrf_token" value="([^"]+)"')
 
 MakeApp = cabc.Callable[..., Flask]
 
@@ -47,8 +51,40 @@ def wait_until(condition: cabc.Callable[[], bool], timeout: float = 15.0) -> Non
         time.sleep(0.02)
 
 
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
+class Browser:
+    """Keeps its cookies, and sends the forms that it was given."""
+
+    def __init__(self, client: FlaskClient) -> None:
+        self.client = client
+
+    def open_form(self, path: str = "/") -> str:
+        """What proves that the form of a page is ours."""
+        found = FORM.search(self.client.get(path).text)
+        assert found is not None
+        return found[1]
+
+    def send(self, path: str, form: str | None = None, **fields: str) -> TestResponse:
+        """Fill in a form; one that was open already, if given."""
+        form = form or self.open_form("/login")
+        return self.client.post(path, data={"csrf_token": form, **fields})
+
+    def log_in(self) -> None:
+        assert self.send("/login", **LOGIN).location == "/"
+
+    def is_logged_in(self) -> bool:
+        return self.client.get("/").status_code == 200
+
+
+def bearer(client: FlaskClient) -> dict[str, str]:
+    """The header with a token that was just made."""
+    response = client.post("/api/token", data=LOGIN)
+    assert response.status_code == 201
+    return {"Authorization": f"Bearer {response.text}"}
+
+
+def write_keys(mount: VaultMount, word: str) -> None:
+    mount.write(FLASK_PATH, {"secret_key": f"the-{word}-session-key"})
+    mount.write(JWT_PATH, {"secret_key": f"the-{word}-token-key".ljust(32, ".")})
 
 
 @pytest.fixture
@@ -56,11 +92,11 @@ def make_app(
     vault_server: DevServer, vault_mount: VaultMount, tmp_path: pathlib.Path
 ) -> MakeApp:
     """Makes the app as it runs: behind an AppRole that may read two documents."""
-    vault_mount.write(FLASK_PATH, {"secret_key": "a-session-key"})
-    vault_mount.write(NOTES_PATH, {"api_key": "an-api-key"})
+    write_keys(vault_mount, "first")
     policy = "\n".join(
-        f'path "{vault_mount.name}/data/{path}" {{ capabilities = ["read"] }}'
-        for path in (FLASK_PATH, NOTES_PATH)
+        f'path "{vault_mount.name}/{kind}/{path}" {{ capabilities = ["read"] }}'
+        for path in (FLASK_PATH, JWT_PATH)
+        for kind in ("data", "metadata")
     )
     role_id, secret_id = vault_server.create_approle(vault_mount.name, policy)
 
@@ -76,6 +112,7 @@ def make_app(
                 },
                 "VAULT_ENVIRONMENT": "test",
                 "VAULT_MOUNT": vault_mount.name,
+                "VAULT_REFRESH_MODE": "off",
                 **config,
             }
         )
@@ -93,12 +130,17 @@ def client(app: Flask) -> FlaskClient:
     return app.test_client()
 
 
+@pytest.fixture
+def browser(client: FlaskClient) -> Browser:
+    return Browser(client)
+
+
 # The app.
 
 
 def test_both_secrets_come_from_vault(app: Flask) -> None:
-    assert app.config["SECRET_KEY"] == "a-session-key"
-    assert app.config["NOTES_API_KEY"] == "an-api-key"
+    assert app.config["SECRET_KEY"] == "the-first-session-key"
+    assert app.config["JWT_SECRET_KEY"].startswith("the-first-token-key")
 
 
 def test_the_app_can_read_its_secrets_and_not_write_them(app: Flask) -> None:
@@ -110,115 +152,93 @@ def test_making_the_app_touches_no_file(app: Flask, tmp_path: pathlib.Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("path", ["/", "/notes", "/notes/1/delete", "/logout"])
+@pytest.mark.parametrize(
+    ("path", "posts"),
+    [("/", False), ("/notes", True), ("/notes/1/delete", True), ("/logout", True)],
+)
 def test_nobody_gets_in_without_a_login(
-    client: FlaskClient, method: str, path: str
+    browser: Browser, path: str, posts: bool
 ) -> None:
-    response = client.open(path, method=method)
+    response = browser.send(path) if posts else browser.client.get(path)
+    assert response.location == "/login"
 
-    if response.status_code != 405:
-        assert response.location == "/login"
 
-    assert "Set-Cookie" not in response.headers
+@pytest.mark.parametrize("path", ["/login", "/notes", "/notes/1/delete", "/logout"])
+def test_a_form_of_another_site_is_refused(browser: Browser, path: str) -> None:
+    browser.log_in()
+    assert browser.client.post(path, data={"text": "milk"}).status_code == 400
+    assert browser.is_logged_in()
 
 
 @pytest.mark.parametrize("name", ["demo", "nobody", ""])
 @pytest.mark.parametrize("password", ["wrong", ""])
-def test_a_wrong_login_is_refused(
-    client: FlaskClient, name: str, password: str
-) -> None:
-    response = client.post("/login", data={"name": name, "password": password})
+def test_a_wrong_login_is_refused(browser: Browser, name: str, password: str) -> None:
+    fields = {"name": name, "password": password}
+    response = browser.send("/login", **fields)
     assert response.status_code == 401
     assert "no such name with this password" in response.text
-    assert "Set-Cookie" not in response.headers
+    assert not browser.is_logged_in()
+
+    response = browser.client.post("/api/token", data=fields)
+    assert response.status_code == 401
+    assert response.json == {"error": "There is no such name with this password."}
 
 
-def test_a_user_logs_in_keeps_a_note_deletes_it_and_logs_out(
-    client: FlaskClient,
-) -> None:
-    assert client.post("/login", data=LOGIN).location == "/"
-    assert "no notes yet" in client.get("/").text
+def test_a_user_logs_in_keeps_a_note_deletes_it_and_logs_out(browser: Browser) -> None:
+    browser.log_in()
+    assert "no notes yet" in browser.client.get("/").text
 
-    text = "<b>milk</b> & bread"
-    page = client.post("/notes", data={"text": text}, follow_redirects=True).text
+    browser.send("/notes", text="<b>milk</b> & bread")
+    page = browser.client.get("/").text
     assert "&lt;b&gt;milk&lt;/b&gt; &amp; bread" in page
     assert "demo," in page
 
-    page = client.post("/notes/1/delete", follow_redirects=True).text
-    assert "no notes yet" in page
+    browser.send("/notes/1/delete")
+    assert "no notes yet" in browser.client.get("/").text
 
-    client.post("/logout")
-    assert client.get("/").location == "/login"
+    browser.send("/logout")
+    assert not browser.is_logged_in()
 
 
 @pytest.mark.parametrize("text", ["", "  ", "x" * (db.MAX_LENGTH + 1)])
 def test_a_note_that_is_empty_or_too_long_is_refused(
-    client: FlaskClient, text: str
+    browser: Browser, text: str
 ) -> None:
-    client.post("/login", data=LOGIN)
-    assert client.post("/notes", data={"text": text}).status_code == 400
-    response = client.post(
-        "/api/notes", json={"text": text}, headers=bearer("an-api-key")
+    browser.log_in()
+    assert browser.send("/notes", text=text).status_code == 400
+    response = browser.client.post(
+        "/api/notes", json={"text": text}, headers=bearer(browser.client)
     )
     assert response.status_code == 400
-
-
-def test_the_session_is_signed_with_the_key_from_vault(make_app: MakeApp) -> None:
-    client = make_app().test_client()
-    client.post("/login", data=LOGIN)
-    cookie = client.get_cookie("session")
-    assert cookie is not None
-
-    other = make_app().test_client()
-    other.set_cookie("session", cookie.value)
-    assert other.get("/").status_code == 200
 
 
 # Its API.
 
 
-def test_the_api_serves_who_has_the_key(client: FlaskClient) -> None:
-    added = client.post(
-        "/api/notes", json={"text": " milk "}, headers=bearer("an-api-key")
-    )
+def test_the_api_serves_who_has_a_token(client: FlaskClient) -> None:
+    headers = bearer(client)
+    added = client.post("/api/notes", json={"text": " milk "}, headers=headers)
     assert added.status_code == 201
     assert added.json is not None
     assert added.json["text"] == "milk"
-    assert added.json["author"] == "api"
+    assert added.json["author"] == "demo"
 
-    listed = client.get("/api/notes", headers=bearer("an-api-key"))
+    listed = client.get("/api/notes", headers=headers)
     assert listed.json == {"notes": [added.json]}
 
 
 @pytest.mark.parametrize(
-    "authorization",
-    [
-        None,
-        "Bearer",
-        "Bearer ",
-        "Bearer wrong",
-        "Bearer an-api-key2",
-        "Bearer Schlüssel",
-        "Token an-api-key",
-        "Basic ZGVtbzpkZW1v",
-        "an-api-key",
-    ],
+    "authorization", [None, "Bearer", "Bearer a.b.c", "Basic ZGVtbzpkZW1v", "a.b.c"]
 )
 def test_the_api_refuses_everybody_else(
-    client: FlaskClient, authorization: str | None
+    browser: Browser, authorization: str | None
 ) -> None:
+    browser.log_in()
     headers = {} if authorization is None else {"Authorization": authorization}
-    response = client.get("/api/notes", headers=headers)
-    assert response.status_code == 401
-    assert response.is_json
-    assert response.headers["WWW-Authenticate"].strip() == "Bearer"
-    assert "an-api-key" not in response.text
-
-
-def test_a_session_is_no_key_to_the_api(client: FlaskClient) -> None:
-    client.post("/login", data=LOGIN)
-    assert client.get("/api/notes").status_code == 401
+    response = browser.client.get("/api/notes", headers=headers)
+    assert response.status_code in {401, 422}
+    assert response.json is not None
+    assert list(response.json) == ["error"]
 
 
 @pytest.mark.parametrize(
@@ -235,51 +255,58 @@ def test_the_api_says_in_json_what_is_wrong(
     client: FlaskClient, body: bytes, content_type: str, status: int
 ) -> None:
     response = client.post(
-        "/api/notes",
-        data=body,
-        content_type=content_type,
-        headers=bearer("an-api-key"),
+        "/api/notes", data=body, content_type=content_type, headers=bearer(client)
     )
     assert response.status_code == status
     assert response.json is not None
     assert response.json["error"]
 
 
-def test_a_rotated_api_key_is_in_use_without_a_restart(
+# A rotation.
+
+
+def test_a_rotation_logs_nobody_out_and_refuses_no_form_and_no_token(
     make_app: MakeApp, vault_mount: VaultMount
 ) -> None:
-    client = make_app(VAULT_CACHE_TTL=0.05).test_client()
-    assert client.get("/api/notes", headers=bearer("an-api-key")).status_code == 200
+    app = make_app(VAULT_PROPAGATION_WINDOW=0)
+    client = app.test_client()
+    browser, headers = Browser(client), bearer(client)
+    browser.log_in()
+    form = browser.open_form()
 
-    vault_mount.write(NOTES_PATH, {"api_key": "another-key"})
-    new = bearer("another-key")
-    wait_until(lambda: client.get("/api/notes", headers=new).status_code == 200)
-    assert client.get("/api/notes", headers=bearer("an-api-key")).status_code == 401
+    for word in ("second", "third"):
+        write_keys(vault_mount, word)
+        vault.refresh(app)
+
+    assert app.config["SECRET_KEY"] == "the-third-session-key"
+    assert browser.is_logged_in()
+    assert browser.send("/notes", form, text="milk").location == "/"
+    assert client.get("/api/notes", headers=headers).status_code == 200
 
 
-def test_the_api_goes_on_while_vault_is_down(
+def test_the_other_workers_accept_what_the_first_one_signs(make_app: MakeApp) -> None:
+    browser, other = Browser(make_app().test_client()), make_app().test_client()
+    browser.log_in()
+    cookie = browser.client.get_cookie("session")
+    assert cookie is not None
+    other.set_cookie("session", cookie.value)
+    assert Browser(other).is_logged_in()
+    headers = bearer(browser.client)
+    assert other.get("/api/notes", headers=headers).status_code == 200
+
+
+def test_the_app_goes_on_while_vault_is_down(
     make_app: MakeApp, vault_proxy: FaultProxy
 ) -> None:
-    client = make_app(VAULT_ADDR=vault_proxy.address, VAULT_CACHE_TTL=0).test_client()
+    app = make_app(VAULT_ADDR=vault_proxy.address)
+    browser = Browser(app.test_client())
+    browser.log_in()
     vault_proxy.cut()
-    assert client.get("/api/notes", headers=bearer("an-api-key")).status_code == 200
-    assert client.get("/api/notes", headers=bearer("wrong")).status_code == 401
-    response = client.get("/vault/health")
-    assert (response.status_code, response.json) == (200, {"status": "warn"})
-
-
-def test_when_vault_is_down_for_too_long_the_api_says_no_more_than_that(
-    make_app: MakeApp, vault_proxy: FaultProxy
-) -> None:
-    client = make_app(
-        VAULT_ADDR=vault_proxy.address, VAULT_CACHE_TTL=0, VAULT_MAX_STALE=0
-    ).test_client()
-    vault_proxy.cut()
-    response = client.get("/api/notes", headers=bearer("an-api-key"))
-    assert response.status_code == 503
-    assert response.json == {
-        "error": "The API key cannot be checked now. Try again later."
-    }
+    vault.refresh(app)
+    assert browser.is_logged_in()
+    headers = bearer(browser.client)
+    assert browser.client.get("/api/notes", headers=headers).status_code == 200
+    assert browser.client.get("/vault/health").json == {"status": "warn"}
 
 
 def test_the_health_shows_no_details_unless_it_is_asked_to(make_app: MakeApp) -> None:
@@ -292,21 +319,21 @@ def test_the_health_shows_no_details_unless_it_is_asked_to(make_app: MakeApp) ->
     secrets = response.json["secrets"]
     assert {key: secret["source"] for key, secret in secrets.items()} == {
         "SECRET_KEY": "vault",
-        "NOTES_API_KEY": "vault",
+        "JWT_SECRET_KEY": "vault",
     }
-    assert "a-session-key" not in response.text
-    assert "an-api-key" not in response.text
+    assert "the-first" not in response.text
 
 
 def test_it_runs_without_vault_on_the_environment(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_KEY", "made-up")
-    monkeypatch.setenv("NOTES_API_KEY", "made-up-too")
+    monkeypatch.setenv("JWT_SECRET_KEY", "made-up-too".ljust(32, "."))
     client = make_app(VAULT_ENABLED=False, VAULT_ADDR=None).test_client()
-    assert client.post("/login", data=LOGIN).location == "/"
-    assert client.get("/api/notes", headers=bearer("made-up-too")).status_code == 200
-    assert client.get("/api/notes", headers=bearer("")).status_code == 401
+    browser = Browser(client)
+    browser.log_in()
+    assert browser.is_logged_in()
+    assert client.get("/api/notes", headers=bearer(client)).status_code == 200
 
 
 # A rotation that dies.
@@ -316,8 +343,8 @@ def test_a_rotation_killed_between_backup_and_write_loses_nothing(
     vault_mount: VaultMount, vault_proxy: FaultProxy, tmp_path: pathlib.Path
 ) -> None:
     before = {"secret_key": "the-old-key", "kept": "as it is"}
+    write_keys(vault_mount, "first")
     vault_mount.write(FLASK_PATH, before)
-    vault_mount.write(NOTES_PATH, {"api_key": "an-api-key"})
     backups, key = tmp_path / "backups", new_key()
     environ = {
         **os.environ,
@@ -376,7 +403,7 @@ def test_a_rotation_killed_between_backup_and_write_loses_nothing(
 # make demo.
 
 
-class Browser:
+class DistantBrowser:
     """Keeps cookies, and follows redirects."""
 
     def __init__(self, url: str) -> None:
@@ -394,6 +421,11 @@ class Browser:
         with self._opener.open(self.url + path, data, timeout=10) as response:
             landed: str = response.url
             return landed.removeprefix(self.url), response.read().decode()
+
+    def open_form(self, path: str = "/") -> str:
+        found = FORM.search(self.open(path)[1])
+        assert found is not None
+        return found[1]
 
     def is_logged_in(self) -> bool:
         return self.open("/")[0] == "/"
@@ -488,7 +520,7 @@ class Demo:
 
     def operate(self, arguments: str) -> str:
         """Run a ``flask vault`` command as the operator that the demo makes one."""
-        _, environment, *_ = shlex.split(self.commands()[1].removeprefix("("))
+        _, environment, *_ = shlex.split(self.commands()[2].removeprefix("("))
         flask = shlex.quote(str(FLASK))
         return self.paste(f". {shlex.quote(environment)} && {flask} vault {arguments}")
 
@@ -512,25 +544,27 @@ def demo(tmp_path: pathlib.Path) -> cabc.Iterator[Demo]:
 
 def test_everything_that_the_demo_tells_to_try_works(demo: Demo) -> None:
     demo.wait_for_its_text()
-    look, rotate, restore = demo.commands()
-    browser = Browser(f"http://127.0.0.1:{demo.port}")
-    browser.open("/login", **LOGIN)
-    browser.open("/notes", text="kept through it all")
+    log_in, read, rotate, watch, restore = demo.commands()
+    browser = DistantBrowser(f"http://127.0.0.1:{demo.port}")
+    browser.open("/login", csrf_token=browser.open_form("/login"), **LOGIN)
+    form = browser.open_form()
     original = demo.operate("get SECRET_KEY --reveal")
-
-    health = demo.paste(look)
-    assert '"status": "pass"' in health
-    assert original.strip() not in health
+    token = demo.paste(f'{log_in}; echo "$token"').strip()
 
     assert "secret_key rotated, version 2" in demo.paste(rotate)
     assert demo.operate("get SECRET_KEY --reveal") != original
-    # Under the new key the old cookie is nobody's.
-    wait_until(lambda: not browser.is_logged_in())
+    assert "2 pending, 1 signing" in demo.paste(watch)
+    wait_until(lambda: "2 signing, 1 retired" in demo.paste(watch), 30)
+    assert browser.is_logged_in()
+    assert (
+        "kept through it all"
+        in browser.open("/notes", csrf_token=form, text="kept through it all")[1]
+    )
+    assert "kept through it all" in demo.paste(f"token={token}; {read}")
 
     assert "secret_key restored, now version 3" in demo.paste(restore)
     assert demo.operate("get SECRET_KEY --reveal") == original
-    wait_until(browser.is_logged_in)
-    assert "kept through it all" in browser.open("/")[1]
+    assert browser.is_logged_in()
 
     demo.end(signal.SIGINT)
     assert original.strip() not in demo.output
@@ -540,7 +574,7 @@ def test_all_secrets_of_the_demo_are_rotated_and_restored(demo: Demo) -> None:
     demo.wait_for_its_text()
 
     def values() -> list[str]:
-        keys = ("SECRET_KEY", "NOTES_API_KEY")
+        keys = ("SECRET_KEY", "JWT_SECRET_KEY")
         return [demo.operate(f"get {key} --reveal") for key in keys]
 
     original = values()
@@ -548,7 +582,7 @@ def test_all_secrets_of_the_demo_are_rotated_and_restored(demo: Demo) -> None:
     assert not set(values()) & set(original)
 
     backups = json.loads(demo.operate("rotate --list-backups --json"))
-    assert {backup["fields"][0] for backup in backups} == {"secret_key", "api_key"}
+    assert {backup["path"].rpartition("/")[2] for backup in backups} == {"flask", "jwt"}
 
     for backup in backups:
         demo.operate(f"rotate --restore {backup['file']}")
@@ -560,12 +594,19 @@ def test_all_secrets_of_the_demo_are_rotated_and_restored(demo: Demo) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_app_of_the_demo_does_not_know_the_operators_token(demo: Demo) -> None:
     demo.wait_for_its_text()
-    gunicorn = int(demo.commands()[1].rpartition("kill -HUP ")[2].rstrip(")"))
-    workers = descendants(gunicorn)
-    assert len(workers) == 2
+    commands = {
+        pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+        for pid in descendants(demo.process.pid)
+    }
+    environs = [
+        pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+        for pid, command in commands.items()
+        if b"\0gunicorn\0" in command and b"\0vault\0dev\0" not in command
+    ]
+    # Gunicorn itself, and two workers.
+    assert len(environs) == 3
 
-    for pid in (gunicorn, *workers):
-        environ = pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+    for environ in environs:
         assert b"VAULT_ADDR=" in environ
         assert b"VAULT_TOKEN=" not in environ
 

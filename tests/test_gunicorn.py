@@ -26,7 +26,12 @@ REQUESTS, CLIENTS, SECRETS = 800, 8, 8
 
 
 @contextlib.contextmanager
-def gunicorn(mount: VaultMount, *options: str, **environ: str) -> cabc.Iterator[int]:
+def gunicorn(
+    mount: VaultMount,
+    *options: str,
+    app: str = "tests.apps.preloaded:create_app()",
+    **environ: str,
+) -> cabc.Iterator[int]:
     """A preloaded app with four workers.
 
     :return: its port.
@@ -42,7 +47,7 @@ def gunicorn(mount: VaultMount, *options: str, **environ: str) -> cabc.Iterator[
             *("--bind", f"127.0.0.1:{port}", "--log-level", "error"),
             "--no-control-socket",
             *options,
-            "tests.apps.preloaded:create_app()",
+            app,
         ],
         cwd=ROOT,
         env={**os.environ, **settings, **environ},
@@ -69,11 +74,11 @@ def await_answer(port: int, process: subprocess.Popen[bytes]) -> None:
     pytest.fail("gunicorn did not come up")
 
 
-def ask(port: int, number: int) -> tuple[int, str]:
+def ask(port: int, path: int | str) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
 
     try:
-        connection.request("GET", f"/{number}")
+        connection.request("GET", f"/{path}")
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:

@@ -354,7 +354,7 @@ def test_no_repr_of_ours_shows_anything(world: World) -> None:
 def test_what_a_rotation_and_its_parts_look_like(world: World) -> None:
     client = world.client
     rotated = client.rotate_secret("app", "key", NEW_CANARY)
-    targets, _ = client.catalog.targets()
+    targets = client.catalog.plan().targets
     backup = client.backups.read(str(rotated.backup))
 
     assert not world.shows(f"{rotated} {targets} {backup} {client.backups.list()}")

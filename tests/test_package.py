@@ -16,10 +16,12 @@ PACKAGE = Path(flask_vault.__file__).parent
 
 # The rooms, from the ground up, and what each may import of the others. A file is a
 # room of its own; a folder is one room, whose files may import each other. "*" is all.
-GROUND = {"errors", "paths", "signals"}
+GROUND = {"errors", "observing", "paths", "signals"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "observing": {"errors"},
     "paths": set(),
+    "durations": set(),
     "signals": {"errors"},
     "vault": GROUND,
     "settings": GROUND,
@@ -28,17 +30,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "entries": GROUND | {"templates"},
     "values": GROUND | {"templates", "entries"},
     "store": GROUND | {"vault"},
-    "rotation": GROUND | {"vault"},
+    "rotation": GROUND | {"vault", "templates"},
 }
 MAY_IMPORT["resolve"] = MAY_IMPORT["values"] | MAY_IMPORT["store"] | {"values", "store"}
-MAY_IMPORT["catalog"] = MAY_IMPORT["entries"] | {"entries", "vault", "rotation"}
+MAY_IMPORT["catalog"] = MAY_IMPORT["values"] | {"values", "vault", "rotation"}
+MAY_IMPORT["backups"] = GROUND | {"vault", "rotation", "settings"}
+MAY_IMPORT["rotations"] = MAY_IMPORT["catalog"] | {"backups", "catalog", "settings"}
 MAY_IMPORT["bootstrap"] = GROUND | {"vault", "rotation"}
 MAY_IMPORT["startup"] = MAY_IMPORT["store"] | {"store", "bootstrap"}
 MAY_IMPORT["keyring"] = set()
 MAY_IMPORT["history"] = GROUND | {"vault"}
 MAY_IMPORT["store"] |= {"history"}
 MAY_IMPORT["polling"] = GROUND | {"vault", "history", "store"}
-MAY_IMPORT["candidates"] = MAY_IMPORT["resolve"] | {"resolve", "keyring"}
+MAY_IMPORT["candidates"] = MAY_IMPORT["resolve"] | {"resolve", "keyring", "rotation"}
 MAY_IMPORT["rings"] = MAY_IMPORT["resolve"] | {"resolve", "keyring", "history"}
 MAY_IMPORT["config_writer"] = MAY_IMPORT["entries"] | {"entries", "keyring"}
 MAY_IMPORT["live"] = MAY_IMPORT["rings"] | {"rings", "config_writer"}
@@ -47,12 +51,14 @@ MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
     "history",
     "keyring",
     "polling",
+    "backups",
     "bootstrap",
     "startup",
     "resolve",
     "rotation",
     "settings",
     "catalog",
+    "rotations",
 }
 # Users' own suites import this one, and pay for what it imports.
 MAY_IMPORT["testing"] = {"errors"}
@@ -61,7 +67,10 @@ BELOW_THE_TOP = set(MAY_IMPORT) - {"testing"}
 MAY_IMPORT["refresher"] = GROUND | {"vault"}
 MAY_IMPORT["placeholders"] = GROUND | {"templates"}
 MAY_IMPORT["state"] = BELOW_THE_TOP | {"refresher", "invocation"}
-MAY_IMPORT["health"] = BELOW_THE_TOP | {"state"}
+MAY_IMPORT["status_rows"] = BELOW_THE_TOP | {"state"}
+MAY_IMPORT["status_facts"] = BELOW_THE_TOP | {"state", "status_rows"}
+MAY_IMPORT["status_page"] = BELOW_THE_TOP | {"state", "status_rows", "status_facts"}
+MAY_IMPORT["health"] = BELOW_THE_TOP | {"state", "status_page"}
 MAY_IMPORT["middleware"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["session_guard"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["invocation"] = GROUND
@@ -74,15 +83,29 @@ MAY_IMPORT["extension"] = BELOW_THE_TOP | {
     "loading",
     "placeholders",
     "middleware",
+    "redaction",
     "session_guard",
 }
 MAY_IMPORT["integrations"] = BELOW_THE_TOP | {"extension", "state", "invocation"}
 MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "loading"}
 MAY_IMPORT["policy"] = BELOW_THE_TOP
+MAY_IMPORT["policy_command"] = BELOW_THE_TOP | {"console", "policy", "state"}
+MAY_IMPORT["doctor"] = BELOW_THE_TOP | {"console", "loading", "policy"}
+MAY_IMPORT["doctor_command"] = {"doctor", "errors", "invocation", "loading"}
+MAY_IMPORT["redaction"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
 MAY_IMPORT["import_plan"] = MAY_IMPORT["entries"] | {"entries", "settings"}
 MAY_IMPORT["import_command"] = MAY_IMPORT["rotate_command"] | {"import_plan"}
+MAY_IMPORT["backups_command"] = MAY_IMPORT["rotate_command"] | {"backup_command"}
+MAY_IMPORT["audit_command"] = MAY_IMPORT["rotate_command"]
+MAY_IMPORT["backup_command"] = MAY_IMPORT["rotate_command"]
+MAY_IMPORT["rotate_plan"] = MAY_IMPORT["rotate_command"]
+MAY_IMPORT["reporter"] = BELOW_THE_TOP
+MAY_IMPORT["rotate_command"] = MAY_IMPORT["rotate_command"] | {
+    "reporter",
+    "rotate_plan",
+}
 MAY_IMPORT["dev"] = {"*"}
 MAY_IMPORT["cli"] = {"*"}
 # The public names.

@@ -43,6 +43,9 @@ ENTRY: dict[str, object] = {
 }
 REFUSED = "password authentication failed"
 
+#: What 'flask vault rotate' leaves in a document, but for the values.
+OPEN = {"op": "0" * 32, "kind": "database", "state": "PROMOTED"}
+
 
 class Shop:
     """An app with a database, and who changes its password."""
@@ -66,7 +69,7 @@ class Shop:
 
         if pending is not None:
             rotation = {"pending": {"password": pending}, "previous": None}
-            document["_rotation"] = {"v": 1, "password": rotation}
+            document["_rotation"] = {"v": 1, "password": {**OPEN, **rotation}}
 
         self.mount.write("database", document)
 
@@ -329,7 +332,7 @@ def test_only_a_refused_login_is_tried_with_another_password(
             {
                 "password": "pw-1",
                 "host": f"127.0.0.1:{port}",
-                "_rotation": {"v": 1, "password": rotation},
+                "_rotation": {"v": 1, "password": {**OPEN, **rotation}},
             },
         )
         template = "mysql+pymysql://ada:{password}@{host}/shop?read_timeout=1"

@@ -1,4 +1,4 @@
-"""A request reads key and fallbacks one after the other, and a swap may fall between."""
+"""A swap of keys may fall between a request's reads of key and fallbacks."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_no_session_is_rejected_whenever_a_ring_is_swapped(
 
 
 def test_were_the_key_written_first_some_would_be(app: Flask) -> None:
-    writer = ConfigWriter(KeyFirst(t.cast(Config, app.config)), ENTRIES)
+    writer = ConfigWriter(KeyFirst(app.config), ENTRIES)
     swaps, rejected = swap(app, writer, 0, enough=1)
     assert swaps < SWAPS
     assert rejected > 0

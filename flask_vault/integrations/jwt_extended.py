@@ -132,7 +132,9 @@ class _Tokens:
         if found is None:
             found = self._find(state.current_ring(name), kid)
 
-        if found is None and state.ask():
+        if found is None:
+            state.ask()
+            # Whatever it says: a round may have come just before the question.
             found = self._find(state.current_ring(name), kid)
 
         if found is None:

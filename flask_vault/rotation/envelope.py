@@ -1,6 +1,6 @@
-"""The sealed form of a backup: what a file holds, and who can open it.
+"""The sealed form of a backup: what a file holds.
 
-A backup is one JSON file:
+A backup is one JSON file. One that keys of ``VAULT_BACKUP_KEYS`` alone open:
 
 .. code-block:: text
 
@@ -14,9 +14,29 @@ A backup is one JSON file:
 
 With the 32 bytes ``k`` of a key, the file is sealed by ``HMAC-SHA256(k,
 "flask-vault-backup 1 seal")``, and ``key_id`` is the first 16 hexadecimal digits of
-``HMAC-SHA256(k, "flask-vault-backup 1 key id")``. The associated data is everything
-above ``nonce`` as JSON with sorted keys, no white space and ASCII only; the plain text
-is ``{"before": {...}, "after": {...}}``.
+``HMAC-SHA256(k, "flask-vault-backup 1 key id")``.
+
+One that Vault's transit engine opens, and a key of ``VAULT_BACKUP_KEYS`` too when there
+was any:
+
+.. code-block:: text
+
+    {
+      "format": "flask-vault-backup", "version": 2,
+      "header": {...},
+      "transit": {"key": "transit/backups", "wrapped": "vault:v1:..."},
+      "local": {"key_id": "...", "nonce": "...", "wrapped": "..."} or null,
+      "nonce": "...",
+      "ciphertext": "..."
+    }
+
+It is sealed by 32 random bytes of its own. ``transit`` holds them as the engine has
+wrapped them; ``local`` as AES-256-GCM has under ``HMAC-SHA256(k, "flask-vault-backup 2
+wrap")``, with ``format``, ``version`` and ``header`` as the associated data.
+
+The associated data of ``ciphertext`` is everything above the file's last ``nonce`` as
+JSON with sorted keys, no white space and ASCII only; the plain text is ``{"before":
+{...}, "after": {...}}``.
 """
 
 from __future__ import annotations
@@ -25,26 +45,24 @@ import base64
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
-import hmac
 import json
-import secrets
 import typing as t
 import unicodedata
 
-from ..errors import BackupError
-from .keys import parse_keys
+from ..vault.transit import MAX_WRAPPED
 
-_FORMAT: t.Final = "flask-vault-backup"
+FORMAT: t.Final = "flask-vault-backup"
 
-_FORMAT_VERSION: t.Final = 1
+NONCE_SIZE: t.Final = 12
 
-_NONCE_SIZE: t.Final = 12
+# 32 bytes and the 16 of AES-GCM's tag.
+_WRAPPED_SIZE: t.Final = 48
 
 
 # One sentence for every cause, so that nobody can probe what a key opens.
 UNTRUSTED = (
     "cannot be decrypted: it is damaged, was changed, or was made with a key that is"
-    " not in VAULT_BACKUP_KEYS"
+    " neither in VAULT_BACKUP_KEYS nor VAULT_BACKUP_TRANSIT_KEY"
 )
 
 
@@ -69,8 +87,6 @@ class BackupHeader:
     created_at: dt.datetime
     """By the clock of the host that wrote it, in UTC."""
 
-    key_id: str
-
 
 @dataclasses.dataclass(frozen=True)
 class Backup:
@@ -90,86 +106,53 @@ class Unusable(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Transit:
+    """A file's key, wrapped by Vault's transit engine."""
+
+    key: str
+    """The mount and the name of the engine's key."""
+
+    wrapped: str = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """A file's key, wrapped by a key of ``VAULT_BACKUP_KEYS``."""
+
+    key_id: str
+    nonce: bytes = dataclasses.field(repr=False)
+    wrapped: bytes = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """A key that is in the file itself (version 2)."""
+
+    transit: Transit
+    local: Local | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Envelope:
     header: BackupHeader
+    access: str | Wrapped
+    """The id of the key that sealed it (version 1), or that key itself, wrapped."""
+
     nonce: bytes = dataclasses.field(repr=False)
     ciphertext: bytes = dataclasses.field(repr=False)
 
+    @property
+    def key_id(self) -> str | None:
+        """The key of ``VAULT_BACKUP_KEYS`` that opens it."""
+        if isinstance(self.access, str):
+            return self.access
 
-class Sealer:
-    """Makes the content of a file and opens it, with the keys of one store."""
-
-    def __init__(self, keys: cabc.Sequence[str]) -> None:
-        # By key id, in the order of the keys.
-        self._seals: dict[str, bytes] = {}
-
-        for raw in parse_keys(keys):
-            key_id = _derive(raw, "key id").hex()[:16]
-            self._seals.setdefault(key_id, _derive(raw, "seal"))
+        return None if self.access.local is None else self.access.local.key_id
 
     @property
-    def key_id(self) -> str:
-        """The id of the key that seals."""
-        self.require_keys()
-        return next(iter(self._seals))
-
-    def knows(self, key_id: str) -> bool:
-        return key_id in self._seals
-
-    def require_keys(self) -> None:
-        if not self._seals:
-            raise BackupError(
-                "VAULT_BACKUP_KEYS is not set, so backups cannot be encrypted or"
-                " decrypted. 'flask vault backup-key' makes a key; keep it outside of"
-                " Vault."
-            )
-
-    def seal(self, header: BackupHeader, payload: cabc.Mapping[str, t.Any]) -> bytes:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        try:
-            plain = canonical(payload)
-        except (TypeError, ValueError, RecursionError):
-            plain = None
-
-        # Raised out here so that the error has no context that could quote a value.
-        if plain is None:
-            raise BackupError(
-                f"The document at {header.path!r} cannot be backed up: it holds"
-                " something that JSON cannot express.",
-                path=header.path,
-            )
-
-        nonce = secrets.token_bytes(_NONCE_SIZE)
-        ciphertext = AESGCM(self._seals[header.key_id]).encrypt(
-            nonce, plain, canonical(_clear(header))
-        )
-        return _encode(Envelope(header, nonce, ciphertext))
-
-    def unseal(self, name: str, blob: bytes) -> Backup:
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        envelope = parse_envelope(blob)
-        header = envelope.header
-
-        if (seal := self._seals.get(header.key_id)) is None:
-            raise Unusable(UNTRUSTED)
-
-        try:
-            plain = AESGCM(seal).decrypt(
-                envelope.nonce, envelope.ciphertext, canonical(_clear(header))
-            )
-            payload = json.loads(plain)
-        except (InvalidTag, RecursionError):
-            raise Unusable(UNTRUSTED) from None
-
-        return Backup(name, header, payload["before"], payload["after"])
-
-
-def _derive(key: bytes, purpose: str) -> bytes:
-    message = f"{_FORMAT} {_FORMAT_VERSION} {purpose}"
-    return hmac.digest(key, message.encode("ascii"), "sha256")
+    def transit(self) -> Transit | None:
+        """The key of the transit engine that opens it."""
+        return None if isinstance(self.access, str) else self.access.transit
 
 
 def canonical(value: object) -> bytes:
@@ -190,34 +173,66 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not JSON.")
 
 
-def _clear(header: BackupHeader) -> dict[str, t.Any]:
+def associated(header: BackupHeader, access: str | Wrapped | None) -> bytes:
+    """What is authenticated with the content; with a wrapped key when ``access`` is
+    ``None``."""
+    return canonical(_clear(header, access))
+
+
+def _clear(header: BackupHeader, access: str | Wrapped | None) -> dict[str, t.Any]:
     """Everything of a file that is in clear and authenticated."""
-    return {
-        "format": _FORMAT,
-        "version": _FORMAT_VERSION,
-        "key_id": header.key_id,
-        "header": {
-            "path": header.path,
-            "namespace": header.namespace,
-            "fields": list(header.fields),
-            "from_version": header.from_version,
-            "kv_version": header.kv_version,
-            "operation": header.operation,
-            "created_at": header.created_at.isoformat(timespec="microseconds"),
-        },
+    content: dict[str, t.Any] = {
+        "format": FORMAT,
+        "version": 1 if isinstance(access, str) else 2,
     }
 
+    if isinstance(access, str):
+        content["key_id"] = access
 
-def _encode(envelope: Envelope) -> bytes:
+    content["header"] = {
+        "path": header.path,
+        "namespace": header.namespace,
+        "fields": list(header.fields),
+        "from_version": header.from_version,
+        "kv_version": header.kv_version,
+        "operation": header.operation,
+        "created_at": header.created_at.isoformat(timespec="microseconds"),
+    }
+
+    if isinstance(access, Wrapped):
+        transit, local = access.transit, access.local
+        content["transit"] = {"key": transit.key, "wrapped": transit.wrapped}
+        content["local"] = local and {
+            "key_id": local.key_id,
+            "nonce": _text(local.nonce),
+            "wrapped": _text(local.wrapped),
+        }
+
+    return content
+
+
+def encode(envelope: Envelope) -> bytes:
     content = {
-        **_clear(envelope.header),
-        "nonce": base64.b64encode(envelope.nonce).decode("ascii"),
-        "ciphertext": base64.b64encode(envelope.ciphertext).decode("ascii"),
+        **_clear(envelope.header, envelope.access),
+        "nonce": _text(envelope.nonce),
+        "ciphertext": _text(envelope.ciphertext),
     }
     return f"{json.dumps(content, indent=2)}\n".encode("ascii")
 
 
+def _text(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+def _bytes(value: str) -> bytes:
+    return base64.b64decode(value, validate=True)
+
+
 def parse_envelope(blob: bytes) -> Envelope:
+    """Read a file. Nothing of it is authenticated by that.
+
+    :raises Unusable: when it was not written by us.
+    """
     try:
         content = json.loads(blob.decode("ascii"))
         header = content["header"]
@@ -230,16 +245,16 @@ def parse_envelope(blob: bytes) -> Envelope:
                 kv_version=header["kv_version"],
                 operation=header["operation"],
                 created_at=dt.datetime.fromisoformat(header["created_at"]),
-                key_id=content["key_id"],
             ),
-            nonce=base64.b64decode(content["nonce"], validate=True),
-            ciphertext=base64.b64decode(content["ciphertext"], validate=True),
+            access=_access(content),
+            nonce=_bytes(content["nonce"]),
+            ciphertext=_bytes(content["ciphertext"]),
         )
 
         # A file has one form only: what says the same in other words (white space, a
         # key twice, stray bits in base64, another format or version) was not written
         # by us.
-        if _encode(envelope) == blob and _is_sound(envelope):
+        if encode(envelope) == blob and _is_sound(envelope):
             return envelope
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
@@ -247,13 +262,26 @@ def parse_envelope(blob: bytes) -> Envelope:
     raise Unusable(UNTRUSTED)
 
 
+def _access(content: cabc.Mapping[str, t.Any]) -> str | Wrapped:
+    if "key_id" in content:
+        return str(content["key_id"])
+
+    transit, local = content["transit"], content["local"]
+    return Wrapped(
+        Transit(transit["key"], transit["wrapped"]),
+        None
+        if local is None
+        else Local(local["key_id"], _bytes(local["nonce"]), _bytes(local["wrapped"])),
+    )
+
+
 def _is_sound(envelope: Envelope) -> bool:
     """Whether the parts have the types that they promise.
 
     Nothing is authenticated yet, and a listing will print it.
     """
-    header = envelope.header
-    words = [header.path, header.operation, header.key_id, *header.fields]
+    header, access = envelope.header, envelope.access
+    words = [header.path, header.operation, *header.fields]
     numbers = [header.kv_version]
 
     if header.namespace is not None:
@@ -262,8 +290,22 @@ def _is_sound(envelope: Envelope) -> bool:
     if header.from_version is not None:
         numbers.append(header.from_version)
 
+    if isinstance(access, str):
+        words.append(access)
+    else:
+        words += [access.transit.key, access.transit.wrapped]
+
+        if len(access.transit.wrapped) > MAX_WRAPPED:
+            return False
+
+        if (local := access.local) is not None:
+            words.append(local.key_id)
+
+            if (len(local.nonce), len(local.wrapped)) != (NONCE_SIZE, _WRAPPED_SIZE):
+                return False
+
     return (
-        len(envelope.nonce) == _NONCE_SIZE
+        len(envelope.nonce) == NONCE_SIZE
         and header.created_at.utcoffset() == dt.timedelta(0)
         and all(isinstance(word, str) and is_clean(word) for word in words)
         and all(type(number) is int for number in numbers)

@@ -206,7 +206,7 @@ def make(generator: str, options: cabc.Mapping[str, object]) -> str:
     if (builtin := _BUILTINS.get(generator)) is not None:
         return builtin.make(_complete(generator, builtin, options))
 
-    return _call(generator, _load(generator), options)
+    return _call(generator, load(generator, "generator"), options)
 
 
 def _complete(
@@ -253,8 +253,20 @@ def _split(generator: str) -> tuple[str, str] | None:
     return module, name
 
 
-def _load(generator: str) -> cabc.Callable[..., object]:
-    module, name = t.cast("tuple[str, str]", _split(generator))
+def load(path: str, what: str = "function") -> cabc.Callable[..., object]:
+    """Import what a dotted path names.
+
+    :param what: what it should be, for messages.
+    :raises VaultConfigError: when it cannot be imported, or not be called.
+    """
+    parts = _split(path)
+
+    if parts is None:
+        raise VaultConfigError(
+            f"The {what} {path!r} is no dotted path: write 'package.module:name'."
+        )
+
+    module, name = parts
 
     # What fails is raised outside the except blocks, here and below: a message of the
     # user's code may quote a value, and must not live on as __context__.
@@ -263,7 +275,7 @@ def _load(generator: str) -> cabc.Callable[..., object]:
     except ModuleNotFoundError as error:
         problem = f"there is no module {error.name!r}"
     except Exception as error:
-        problem = f"importing {module!r} raised {_describe(error)}"
+        problem = f"importing {module!r} raised {describe(error)}"
     else:
         try:
             found = operator.attrgetter(name)(found)
@@ -275,7 +287,7 @@ def _load(generator: str) -> cabc.Callable[..., object]:
 
             problem = f"it is of type {type(found).__name__!r}, and not a function"
 
-    raise VaultConfigError(f"The generator {generator!r} cannot be used: {problem}.")
+    raise VaultConfigError(f"The {what} {path!r} cannot be used: {problem}.")
 
 
 def _call(
@@ -302,7 +314,7 @@ def _call(
     try:
         value = function(**options)
     except Exception as error:
-        problem = f"raised {_describe(error)}"
+        problem = f"raised {describe(error)}"
 
     if problem is None:
         if isinstance(value, str) and value.strip():
@@ -317,7 +329,7 @@ def _call(
     raise RotationError(f"The generator {generator!r} {problem}. No value was made.")
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Name an exception and its place, without its message, which may hold a value."""
     place = ""
 

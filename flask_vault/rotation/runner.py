@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
-import random
-import time
 import typing as t
 import uuid
 
@@ -13,14 +11,14 @@ from ..errors import AlreadyRotatedError
 from ..errors import CheckAndSetError
 from ..errors import RotationError
 from ..errors import SecretFieldError
+from ..errors import UnfinishedRotationError
 from ..vault.documents import Document
 from ..vault.documents import Location
 from ..vault.kv import KV
+from ..vault.updates import update
 from .backup import BackupStore
 from .envelope import Backup
-
-#: How often a lost check-and-set is tried anew when another field was written.
-_TRIES: t.Final = 5
+from .steps import reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +69,13 @@ class Runner:
         self._backups = backups
         self._namespace = namespace
 
-    def rotate(self, target: Target) -> Rotated:
+    def rotate(self, target: Target, seen: Document | None = None) -> Rotated:
         """Replace the values of a target's fields.
 
         Killed at any instant, it leaves the old value or the new one in Vault, and both
         in the backup.
 
+        :param seen: the document as it was read a moment ago, which spares a request.
         :raises BackupError: when no backup could be made; nothing was changed.
         :raises AlreadyRotatedError: when somebody else changed one of the fields
             meanwhile.
@@ -85,7 +84,7 @@ class Runner:
         if self._backups is not None:
             self._backups.check()
 
-        before = self._kv.read(target.location)
+        before = seen or self._kv.read(target.location)
         missing = [name for name in target.makers if name not in before.data]
 
         if missing:
@@ -159,39 +158,38 @@ class Runner:
         before: Document,
         new: cabc.Mapping[str, t.Any],
     ) -> Rotated:
+        reach("started")
         operation = uuid.uuid4().hex
+        base, kept = before, None
 
-        for attempt in range(_TRIES):
-            after = {**before.data, **new}
-            backup = self._back_up(operation, label, before, after, tuple(new))
+        def put(present: Document) -> cabc.Mapping[str, t.Any]:
+            nonlocal base, kept
 
-            try:
-                version = self._kv.write(location, after, before.version)
-            except CheckAndSetError:
-                latest = self._kv.newest(location)
+            if any(present.data.get(f) != before.data.get(f) for f in new):
+                raise AlreadyRotatedError(
+                    f"The document {location.path!r} was rotated by somebody else"
+                    " meanwhile: nothing was changed by this run.",
+                    path=location.path,
+                )
 
-                if any(latest.data.get(f) != before.data.get(f) for f in new):
-                    raise AlreadyRotatedError(
-                        f"The document {location.path!r} was rotated by somebody else"
-                        " meanwhile: nothing was changed by this run.",
-                        path=location.path,
-                    ) from None
+            # Another field may have been written. Ours go on top of it.
+            base, after = present, {**present.data, **new}
+            kept = self._back_up(operation, label, present, after, tuple(new))
+            reach("backed up")
+            return after
 
-                # Another field was written. Ours go on top of it. A standby that lags
-                # behind needs a moment to show it (measured: up to 0.4 s).
-                before = latest
-                time.sleep(random.uniform(0.02, 0.1 * 2**attempt))  # noqa: S311
-                continue
+        try:
+            document = update(self._kv, location, put, seen=before)
+        except CheckAndSetError:
+            raise UnfinishedRotationError(
+                f"The document {location.path!r} is written so often that each try lost"
+                " the race: nothing was changed. Try again later.",
+                path=location.path,
+            ) from None
 
-            document = Document(location.path, after, version, self._kv.now())
-            return Rotated(
-                operation, location, label, tuple(new), document, before.version, backup
-            )
-
-        raise RotationError(
-            f"The document {location.path!r} is written so often that {_TRIES} tries"
-            " lost the race: nothing was changed. Try again later.",
-            path=location.path,
+        reach("done")
+        return Rotated(
+            operation, location, label, tuple(new), document, base.version, kept
         )
 
     def _back_up(

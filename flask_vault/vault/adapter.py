@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import collections.abc as cabc
 import threading
+import time
 import typing as t
 
 import hvac.adapters
@@ -16,6 +17,7 @@ from ..errors import VaultError
 from ..errors import VaultRateLimitedError
 from ..errors import VaultTLSError
 from ..errors import VaultUnavailableError
+from ..observing import Observers
 from .answers import Json
 from .answers import json_object
 from .answers import no_answer
@@ -149,6 +151,7 @@ class VaultAdapter(_Adapter):
     :param spare: whether one more request than was asked for may be sent now.
     :param extra_headers: gives headers for a request to a URL.
     :param on_headers: called with method, URL and headers of each answer.
+    :param observers: are told of each request to one address.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class VaultAdapter(_Adapter):
         spare: cabc.Callable[[], bool],
         extra_headers: cabc.Callable[[str], cabc.Mapping[str, str]],
         on_headers: cabc.Callable[[str, str, cabc.Mapping[str, str]], None],
+        observers: Observers,
         **kwargs: t.Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -167,6 +171,7 @@ class VaultAdapter(_Adapter):
         self._spare = spare
         self._extra_headers = extra_headers
         self._on_headers = on_headers
+        self._observers = observers
 
     def get_login_token(self, response: Json) -> str:
         return str(response["auth"]["client_token"])
@@ -213,9 +218,11 @@ class VaultAdapter(_Adapter):
                 self._route.keep(address)
                 break
 
+            began = time.monotonic()
             answer, leader = self._send(
                 method, address, url, sent, raise_exception, kwargs
             )
+            self._observers.requested(method, url, began, answer)
 
             # A refusal is an answer, too: this server works.
             if not isinstance(answer, VaultUnavailableError | VaultTLSError):

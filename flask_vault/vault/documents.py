@@ -99,12 +99,15 @@ class Metadata:
 
 @dataclasses.dataclass(frozen=True)
 class Mount:
-    """A mounted key-value engine."""
+    """A mounted engine that documents are read from."""
 
     name: str
+    #: Of the key-value engine.
     version: int
     #: The server did not say; version 2 is an assumption.
     assumed: bool = False
+    #: ``database`` has static roles, whose credentials read like a document.
+    engine: t.Literal["kv", "database"] = "kv"
 
 
 _FRACTION = re.compile(r"\.(\d+)")

@@ -37,6 +37,10 @@ if t.TYPE_CHECKING:
 _UPGRADE_LIMIT: t.Final = 10.0
 
 
+#: What tells a reference to a static role of the database engine.
+_ROLE: t.Final = "/static-creds/"
+
+
 class KV:
     """Reads and writes documents.
 
@@ -50,6 +54,8 @@ class KV:
         self._namespace = transport.endpoint.namespace
         self._mounts: dict[str, Mount] = {}
         self._flights: PerProcess[SingleFlight] = PerProcess(SingleFlight)
+        #: Of the last write to a version 2 engine, as in the server's audit log.
+        self.request_id: str | None = None
 
     def read(self, location: Location, *, retry: bool = True) -> Document:
         """Read a document.
@@ -62,6 +68,9 @@ class KV:
         :raises VaultUnavailableError: when nobody could answer.
         """
         mount, path = self.split(location)
+
+        if mount.engine == "database":
+            return self._read_static(location, retry)
 
         if mount.version == 1:
             return self._read_v1(mount, path, location, retry)
@@ -102,6 +111,13 @@ class KV:
         """
         _check_json(location, data)
         mount, path = self.split(location)
+
+        if mount.engine != "kv":
+            raise VaultConfigError(
+                f"{location.path!r} belongs to the engine {mount.engine!r}, which makes"
+                " its values itself: 'flask vault rotate' asks it for a new one.",
+                path=location.path,
+            )
 
         if mount.version == 1:
             self._write_v1(mount, path, location, data, cas)
@@ -155,6 +171,7 @@ class KV:
             ),
             repeatable=False,
         )
+        self.request_id = t.cast("dict[str, t.Any]", answer).get("request_id")
         written = t.cast("dict[str, t.Any]", answer).get("data")
         version = written.get("version") if isinstance(written, dict) else None
 
@@ -175,6 +192,11 @@ class KV:
     def now(self) -> datetime.datetime:
         """The server's time."""
         return self._transport.now()
+
+    @property
+    def transport(self) -> Transport:
+        """The way to the server."""
+        return self._transport
 
     def list(self, location: Location) -> list[str]:
         """The names below a path; folders end with a slash.
@@ -224,6 +246,18 @@ class KV:
             version = (error.metadata or {}).get("version", 0)
             return Document(location.path, {}, int(version))
 
+    def describe_token(self) -> dict[str, object]:
+        """The accessor and the display name of the token in use, when it may know."""
+        try:
+            answer = self._transport.call(
+                lambda client: client.auth.token.lookup_self()
+            )
+        except VaultError:
+            return {}
+
+        data = mapping(t.cast("dict[str, t.Any]", answer).get("data"))
+        return {name: data.get(name) for name in ("accessor", "display_name")}
+
     def make_mount(self, location: Location) -> None:
         """Mount a key-value engine where a location needs one.
 
@@ -269,7 +303,7 @@ class KV:
         """The mount that a location is in."""
         hint = location.mount
 
-        if self._version is not None:
+        if self._version is not None and _ROLE not in location.path:
             return Mount(hint or location.path.partition("/")[0], self._version)
 
         for mount in tuple(self._mounts.values()):
@@ -324,6 +358,9 @@ class KV:
         name = str(data.get("path") or "").strip("/") or assumed.name
         kind = data.get("type")
 
+        if kind == "database" and _ROLE in path:
+            return Mount(name, 0, engine="database")
+
         if kind not in {"kv", "generic"}:
             raise VaultConfigError(
                 f"The mount {name!r} is no key-value engine but {kind!r}: set"
@@ -333,6 +370,52 @@ class KV:
 
         version = mapping(data.get("options")).get("version")
         return Mount(name, 2 if str(version) == "2" else 1)
+
+    def rotate_role(self, location: Location) -> None:
+        """Have the database engine make a new password for a static role, now.
+
+        Needs the capability ``update`` on ``rotate-role/``.
+
+        :param location: of its credentials, ``database/static-creds/app``.
+        """
+        route = location.path.replace(_ROLE, "/rotate-role/", 1)
+
+        try:
+            self._transport.call(
+                lambda client: client.write_data(quote(route), data={}),
+                repeatable=False,
+            )
+        except VaultPermissionError as error:
+            raise denied(error, location, route, "update") from None
+
+    def _read_static(self, location: Location, retry: bool) -> Document:
+        """The user and the password of a static role. It has no versions."""
+        path = location.path
+
+        try:
+            answer = self._transport.call(
+                lambda client: client.read(quote(path)), retry=retry
+            )
+        except VaultPermissionError as error:
+            raise denied(error, location, path, "read") from None
+        except VaultResponseError as error:
+            if error.status != 400:
+                raise
+
+            answer = None
+
+        data = mapping(t.cast("dict[str, t.Any]", answer or {}).get("data"))
+
+        if "password" not in data:
+            raise SecretNotFoundError(
+                f"There is no static role for {path!r}: make it with 'vault write"
+                f" {path.replace(_ROLE, '/static-roles/', 1)}', or correct the"
+                " reference.",
+                path=path,
+            )
+
+        fields = {name: data[name] for name in ("username", "password")}
+        return Document(path, fields, None, parse_time(data, "last_vault_rotation"))
 
     def _read_v1(
         self, mount: Mount, path: str, location: Location, retry: bool

@@ -19,6 +19,9 @@ from ..errors import VaultError
 from ..errors import VaultLoginError
 from ..errors import VaultPermissionError
 from ..errors import VaultResponseError
+from ..errors import VaultTLSError
+from ..errors import VaultUnavailableError
+from ..observing import Observers
 from .auth import Credential
 from .auth import LoginMethod
 from .endpoint import Endpoint
@@ -55,6 +58,8 @@ class Headers(t.Protocol):
     def headers(self, url: str) -> cabc.Mapping[str, str]: ...
 
     def take(self, method: str, url: str, headers: cabc.Mapping[str, str]) -> None: ...
+
+    def ahead(self) -> cabc.Mapping[str, str] | None: ...
 
 
 class _Login:
@@ -95,6 +100,7 @@ class Session:
         method: LoginMethod,
         wire: Headers,
         spare: cabc.Callable[[], bool],
+        observers: Observers,
         *,
         revoke_on_exit: bool = False,
     ) -> None:
@@ -102,6 +108,7 @@ class Session:
         self._method = method
         self._wire = wire
         self._spare = spare
+        self._observers = observers
         self._revoke_on_exit = revoke_on_exit
         self._state: PerProcess[_State] = PerProcess(self._new_state)
         self.token: Token | None = None
@@ -175,16 +182,28 @@ class Session:
         return max(0.0, login.plan.at - time.monotonic())
 
     def prove_fresh(self) -> None:
-        """Have the active node answer: the renewal of a token is a write.
+        """Have the active node answer.
 
-        Whatever it says of the token, it is there.
+        A token that cannot be renewed (a batch token, the root token) is told so by the
+        standby itself (measured). So OpenBao is asked for a state that is yet to come;
+        other servers, whose standbys pass everything on, to renew the token. Whatever
+        the active node says of the token, it is there.
 
         :raises VaultUnavailableError: when it did not answer.
         """
-        login = self._current()
+        adapter = self._current().client.adapter
+        ahead = self._wire.ahead()
 
-        with contextlib.suppress(VaultPermissionError, VaultResponseError):
-            login.client.auth.token.renew_self()
+        # Not hvac's own calls: a token that may not do it is no failure here.
+        try:
+            if ahead is None:
+                adapter.request("post", "/v1/auth/token/renew-self")
+            else:
+                adapter.request("get", "/v1/auth/token/lookup-self", headers=ahead)
+        except (VaultUnavailableError, VaultTLSError):
+            raise
+        except VaultError:
+            pass
 
         self.fresh_at = time.monotonic()
 
@@ -325,7 +344,8 @@ class Session:
             raise copy.copy(self._refused[1])
 
         try:
-            token = self._method.login(self.anonymous(), credential)
+            with self._observers.span("login", method=self._method.name):
+                token = self._method.login(self.anonymous(), credential)
         except VaultLoginError as error:
             self._refused = credential, error
             raise
@@ -456,6 +476,7 @@ class Session:
             spare=self._spare,
             extra_headers=self._wire.headers,
             on_headers=self._wire.take,
+            observers=self._observers,
         )
 
     def _revoke(self, pid: int) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +21,10 @@ MOUNT = "secret"
 PREFIX = "benchmarks"
 FIELD = "value"
 
-_POLICY = f'path "{MOUNT}/data/{PREFIX}/*" {{ capabilities = ["read"] }}'
+_POLICY = "\n".join(
+    f'path "{MOUNT}/{kind}/{PREFIX}/*" {{ capabilities = ["read"] }}'
+    for kind in ("data", "metadata")
+)
 
 
 class BenchServer:
@@ -34,14 +41,9 @@ class BenchServer:
 
         try:
             self._role = self._server.create_approle("benchmarks", _POLICY)
-            kv = self._server.client().secrets.kv.v2
 
             for name in self.names:
-                kv.create_or_update_secret(
-                    f"{PREFIX}/{name}",
-                    {FIELD: f"{name}-9f86d081884c7d65", "user": name},
-                    mount_point=MOUNT,
-                )
+                self.write(name, {FIELD: f"{name}-9f86d081884c7d65", "user": name})
         except BaseException:
             self._server.close()
             raise
@@ -50,6 +52,16 @@ class BenchServer:
 
     def __exit__(self, *exc_info: object) -> None:
         self._server.close()
+
+    @contextlib.contextmanager
+    def frozen(self) -> cabc.Iterator[None]:
+        """Have it take connections, and say nothing."""
+        os.kill(self._server.pid, signal.SIGSTOP)
+
+        try:
+            yield
+        finally:
+            os.kill(self._server.pid, signal.SIGCONT)
 
     @property
     def address(self) -> str:
@@ -64,25 +76,46 @@ class BenchServer:
         """``VAULT_SECRETS`` with one entry for each path."""
         return {name.upper(): f"{name}#{FIELD}" for name in self.names[:paths]}
 
+    def write(self, name: str, data: dict[str, str]) -> int:
+        """Write a document.
+
+        :return: its version.
+        """
+        answer = self._server.client().secrets.kv.v2.create_or_update_secret(
+            f"{PREFIX}/{name}", data, mount_point=MOUNT
+        )
+        return int(answer["data"]["version"])
+
+    def keep_versions(self, name: str, number: int) -> None:
+        """Have more than ten versions of a document kept."""
+        self._server.client().secrets.kv.v2.update_metadata(
+            f"{PREFIX}/{name}", max_versions=number, mount_point=MOUNT
+        )
+
     def app(self, paths: int, **config: object) -> Flask:
         """An app that is configured to read so many paths, and has not yet.
 
         :param config: more keys, or other values for these.
         """
-        role_id, secret_id = self._role
-        auth = {"method": "approle", "role_id": role_id, "secret_id": secret_id}
         app = Flask("benchmark")
         app.config.from_mapping(
-            {
-                "VAULT_ADDR": self.address,
-                "VAULT_AUTH": auth,
-                "VAULT_MOUNT": MOUNT,
-                "VAULT_PREFIX": PREFIX,
-                "VAULT_SECRETS": self.entries(paths),
-                **config,
-            }
+            {**self.config(), "VAULT_SECRETS": self.entries(paths), **config}
         )
         return app
+
+    def config(self) -> dict[str, object]:
+        """Where the documents are, and how to log in."""
+        role_id, secret_id = self._role
+        return {
+            "VAULT_ADDR": self.address,
+            "VAULT_AUTH": {
+                "method": "approle",
+                "role_id": role_id,
+                "secret_id": secret_id,
+            },
+            "VAULT_MOUNT": MOUNT,
+            "VAULT_PREFIX": PREFIX,
+        }
 
 
 class ProxyProcess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 import typing as t
 
@@ -15,18 +14,15 @@ from flask_vault import FlaskVault
 from .pairs import Side
 from .pairs import take_turns
 from .servers import BenchServer
-from .table import duration
 from .table import Row
 from .table import Section
 
 ROUNDS = 101
 BATCH = 200
-CALLS = 5_000
-P99 = 0.005
 
 
 def measure(server: BenchServer) -> Section:
-    """A trivial view, and the health for a load balancer, called as WSGI apps."""
+    """A trivial view, called as a WSGI app. For the health see :mod:`.health`."""
     with_it = _with_extension(server)
     without = Flask("benchmark")
     # Both open a session in each request, as an app with a key does.
@@ -47,25 +43,11 @@ def measure(server: BenchServer) -> Section:
             rate >= 0.98,
         )
     ]
-    peer = _p99(without, "/")
-
-    for details in ("never", "always"):
-        taken = _p99(_with_extension(server, VAULT_HEALTH_DETAILS=details))
-        rows.append(
-            Row(
-                f"/vault/health, p99, details '{details}', vs a trivial view",
-                duration(taken),
-                duration(peer),
-                f"{taken / peer:.3f} x",
-                f"<= {duration(P99)}",
-                taken <= P99,
-            )
-        )
 
     return Section(
         f"Requests to an app with {len(server.names)} secrets vs one without the"
         " extension\n(WSGI calls in this process, no sockets; median of"
-        f" {ROUNDS} pairs of {BATCH} requests; p99 of {CALLS})",
+        f" {ROUNDS} pairs of {BATCH} requests)",
         rows,
     )
 
@@ -88,18 +70,6 @@ def _batch(app: Flask) -> Side:
         return time.perf_counter() - began
 
     return run
-
-
-def _p99(app: Flask, path: str = "/vault/health") -> float:
-    environ = create_environ(path)
-    taken = []
-
-    for _ in range(CALLS):
-        began = time.perf_counter()
-        _call(app, environ)
-        taken.append(time.perf_counter() - began)
-
-    return statistics.quantiles(taken, n=100)[-1]
 
 
 def _call(app: Flask, environ: dict[str, t.Any]) -> None:

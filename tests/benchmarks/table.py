@@ -72,7 +72,10 @@ def duration(seconds: float) -> str:
     if abs(seconds) < 1e-3:
         return f"{seconds * 1e6:.0f} us"
 
-    return f"{seconds * 1e3:.2f} ms"
+    if abs(seconds) < 10:
+        return f"{seconds * 1e3:.2f} ms"
+
+    return f"{seconds:.1f} s"
 
 
 def verdict(sections: cabc.Iterable[Section]) -> str:
