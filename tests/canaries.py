@@ -27,8 +27,10 @@ from flask_vault.testing.plugin import VaultMount
 
 _CANARY: t.Final = re.compile(r"canary-[0-9a-f]{4}[\w-]*")
 
-#: A shorter value may be a word that is printed for another reason.
+#: A shorter value may be a word that is printed for another reason, and so may be one
+#: that is the same character again and again.
 _LONG: t.Final = 20
+_VARIED: t.Final = 8
 
 
 class Watch:
@@ -46,7 +48,7 @@ class Watch:
     def note(self, value: object) -> None:
         """Take down what is in a value."""
         if isinstance(value, str):
-            if len(value) >= _LONG and not value.isspace():
+            if len(value) >= _LONG and len(set(value)) >= _VARIED:
                 self.secrets.add(value)
         elif isinstance(value, cabc.Mapping):
             for part in value.values():
