@@ -94,7 +94,7 @@ def run(state: AppState, wish: Wish) -> None:
         failures = _write(state, to_do, documents, quiet=wish.as_json)
 
     if wish.as_json:
-        failed = {s.item.name: failures[p] for p in failures for s in to_do[p]}
+        failed = {s.item.name: str(failures[p]) for p in failures for s in to_do[p]}
         click.echo(json.dumps(_as_json(every, skipped, failed), indent=2))
     else:
         _show_entries(every)
@@ -208,7 +208,7 @@ def _entries(steps: list[Step]) -> dict[str, Reference]:
 def _as_json(
     steps: list[Step],
     skipped: list[Skipped],
-    failed: cabc.Mapping[str, VaultError],
+    failed: cabc.Mapping[str, str],
 ) -> dict[str, t.Any]:
     return {
         "variables": [
@@ -217,9 +217,7 @@ def _as_json(
                 "key": step.item.key,
                 "reference": str(step.item.reference),
                 "action": step.action,
-                "error": str(failed[name])
-                if (name := step.item.name) in failed
-                else None,
+                "error": failed.get(step.item.name),
             }
             for step in steps
         ],
