@@ -11,6 +11,7 @@ from flask import has_request_context
 from flask.globals import app_ctx
 from flask.globals import request_ctx
 
+from tests import canaries
 from tests.helpers import TABLE
 from tests.postgres import postgres as postgres
 
@@ -51,3 +52,7 @@ def pytest_terminal_summary(
 ) -> None:
     for line in config.stash.get(TABLE, []):
         terminalreporter.write_line(line)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    canaries.watch(config)
