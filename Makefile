@@ -2,7 +2,7 @@
 #
 #   make demo    the example app on a real server
 #   make test    the test suite              (PYTEST_ARGS="-k name" narrows it)
-#   make check   all that must hold besides: lint, format, types, docs, packages
+#   make check   all that must hold besides: lint, format, types, security, docs, packages
 #   make docs    the documentation, in docs/_build/html
 #   make bench   the benchmarks, as a table
 
@@ -17,7 +17,7 @@ DIST := build/dist
 WHEEL := build/wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types docs dist bench clean
+.PHONY: help venv demo test check lint types security docs dist bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,13 +41,18 @@ demo: $(STAMP)
 	@$(BIN)/python example_app/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-check: lint types docs dist
+check: lint types security docs dist
 
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+# bandit's lesser findings are rules of ruff's, too, where each exception has a reason.
+security: $(STAMP)
+	$(BIN)/bandit --quiet --severity-level medium --recursive flask_vault
+	$(BIN)/python .ci/audit.py
 
 types: $(STAMP)
 	$(BIN)/mypy

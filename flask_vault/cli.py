@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import re
 import sys
 import typing as t
@@ -322,6 +323,30 @@ def _provisioned(found: Provision) -> dict[str, t.Any]:
         "keys": list(found.keys),
         "error": None if found.error is None else str(found.error),
     }
+
+
+@vault_group.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False), default=".env")
+@click.option("--dry-run", is_flag=True, help="Show what would be written.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this variable.")
+@click.option(
+    "--except", "leave", multiple=True, metavar="NAME", help="Not this variable."
+)
+@click.option("--replace", is_flag=True, help="Overwrite fields that differ.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.pass_context
+def import_command(context: click.Context, /, file: str, **options: t.Any) -> None:
+    """Write the secrets of FILE, a .env file, to Vault.
+
+    Shows which variable goes where, and never a value. What VAULT_SECRETS declares goes
+    where that says, the rest to a document of its first word. Needs python-dotenv.
+    """
+    with opened_app(context, "inspect", writes=True) as (state, _):
+        from .import_command import run
+        from .import_command import Wish
+
+        run(state, Wish(pathlib.Path(file), **options))
 
 
 @vault_group.command()
