@@ -495,6 +495,8 @@ def reader(
         curl.chmod(0o755)
 
     here = pathlib.Path(sys.executable).parent
+    # The pages show tables that are not folded.
+    monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}:{programs}")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))

@@ -88,3 +88,12 @@ def test_every_command_and_option_has_its_place(inventory: set[str]) -> None:
     assert set(options(vault_group)) == {
         name for name in documented if name.startswith("flask-vault")
     }
+
+
+def test_the_picture_of_a_terminal_fetches_nothing() -> None:
+    picture = (DOCS / "images" / "rotate.svg").read_text()
+    assert set(re.findall(r"https?://([^/:\"&]+)", picture)) == {
+        "127.0.0.1",
+        "www.w3.org",
+    }
+    assert "@font-face" not in picture
