@@ -10,6 +10,7 @@ from flask import has_request_context
 from flask.globals import app_ctx
 from flask.globals import request_ctx
 
+from tests.mariadb import mariadb as mariadb
 from tests.postgres import postgres as postgres
 
 
