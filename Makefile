@@ -2,6 +2,7 @@
 #
 #   make demo    the example app on a real server
 #   make test    the test suite              (PYTEST_ARGS="-k name" narrows it)
+#   make test-slow  what takes minutes: the leader of a cluster lost in 30 rotations
 #   make check   all that must hold besides: lint, format, types, docs, packages
 #   make docs    the documentation, in docs/_build/html
 #   make bench   the benchmarks, as a table
@@ -17,7 +18,7 @@ DIST := build/dist
 WHEEL := build/wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types docs dist bench clean
+.PHONY: help venv demo test test-slow check lint types docs dist bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,10 +39,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@$(BIN)/python example_app/demo.py
+	@$(BIN)/python -m example_app.demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 check: lint types docs dist
 

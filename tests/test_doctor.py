@@ -159,10 +159,15 @@ def test_an_app_with_nothing_wrong(good: Config) -> None:
     }
 
 
-def test_the_example_app_on_a_development_server() -> None:
+def test_the_example_app_on_a_development_server(
+    postgres: Postgres, tmp_path: pathlib.Path
+) -> None:
+    user = postgres.create_user("first")
+    seed = tmp_path / "seed.json"
+    seed.write_text(json.dumps({"database": postgres.document(user, "first")}))
     program = [sys.executable, "-m", "flask", "--app", "example_app", "vault"]
     done = subprocess.run(
-        [*program, "dev", "--", *program, "doctor"],
+        [*program, "dev", "--seed", seed, "--", *program, "doctor"],
         cwd=pathlib.Path(__file__).parent.parent,
         capture_output=True,
         text=True,

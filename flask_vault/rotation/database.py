@@ -482,6 +482,10 @@ def _meaning(error: DBAPIError) -> Exception:
     if code in _READ_ONLY:
         return NotYet(f"the database takes no changes now: {_name(error)}")
 
+    # Class 25 is about the transaction, such as one that was idle for too long.
+    if isinstance(code, str) and code.startswith("25"):
+        return NotYet(f"the end is not known: {_name(error)}")
+
     if code in _NO_VERIFIER:
         return RotationError(
             f"The database does not take a password in this form ({_name(error)}): it"
