@@ -177,6 +177,7 @@ def _fill(
             client = state.client
             seed = _seed(seeds, client.catalog)
             done = provision(client.kv, client.catalog, seed, environ)
+            state.keep_histories(state.live.places)
 
             if done:
                 click.echo(

@@ -141,7 +141,9 @@ class Rotation:
         # one of ours was meant to be that.
         nearly = _did_you_mean(str(kind), cls.KINDS)
 
-        if kind not in cls.KINDS and (nearly or not _ROTATOR.match(str(kind))):
+        if kind not in cls.KINDS and (
+            nearly or not isinstance(kind, str) or not _ROTATOR.match(kind)
+        ):
             raise VaultConfigError(
                 f"'rotate' has the unknown kind {kind!r}{nearly}; the kinds are"
                 f" {', '.join(cls.KINDS)}, and the rotators of your own."

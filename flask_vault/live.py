@@ -193,9 +193,11 @@ class LiveConfig:
                         self._compare(learned, outcome, new.document, base, values)
 
             if new.history is not None:
-                before = None if base is None else base.history
-
-                if new.history is not before:
+                if (
+                    base is None
+                    or new.document is not base.document
+                    or new.history is not base.history
+                ):
                     rings.update(self.maker.make(place, new.history, now))
 
             applied[place] = new

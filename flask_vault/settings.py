@@ -497,6 +497,10 @@ def _check_names(config: cabc.Mapping[str, t.Any]) -> None:
         if not key.startswith("VAULT_") or key in known:
             continue
 
+        # dynaconf has its own settings in the config, also when it leaves Vault alone.
+        if key.endswith("_FOR_DYNACONF"):
+            continue
+
         for close in difflib.get_close_matches(key, known, n=1, cutoff=0.85):
             raise VaultConfigError(
                 f"{key} is no key of Flask-Vault: did you mean {close}?"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import os
+import typing as t
 
 import pytest
 from flask import current_app
@@ -10,6 +11,8 @@ from flask import has_request_context
 from flask.globals import app_ctx
 from flask.globals import request_ctx
 
+from tests import canaries
+from tests.helpers import TABLE
 from tests.mariadb import mariadb as mariadb
 from tests.postgres import postgres as postgres
 
@@ -36,3 +39,21 @@ def _leak_detector() -> cabc.Iterator[None]:
         (request_ctx if has_request_context() else app_ctx).pop()
 
     assert leaks == [], "the test left the contexts of these apps pushed"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: t.Any) -> None:
+    """Take what a worker of pytest-xdist has to show."""
+    lines = getattr(node, "workeroutput", {}).get("table", ())
+    node.config.stash.setdefault(TABLE, []).extend(lines)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for line in config.stash.get(TABLE, []):
+        terminalreporter.write_line(line)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    canaries.watch(config)

@@ -22,6 +22,9 @@ if t.TYPE_CHECKING:
     from flask_vault.testing import FaultProxy
     from flask_vault.testing.plugin import VaultMount
 
+#: Lines that the end of a run shows, for a table that tests have filled.
+TABLE: t.Final = pytest.StashKey[list[str]]()
+
 E = t.TypeVar("E", bound=VaultError)
 T = t.TypeVar("T")
 
@@ -128,3 +131,11 @@ def before_each_write(
         return False  # And let it pass.
 
     proxy.drop_reply(times=None, match=hook)
+
+
+def show_at_the_end(config: pytest.Config, lines: list[str]) -> None:
+    """Have lines printed when all tests have run, also those of other processes."""
+    if (output := getattr(config, "workeroutput", None)) is not None:
+        output.setdefault("table", []).extend(lines)
+    else:
+        config.stash.setdefault(TABLE, []).extend(lines)

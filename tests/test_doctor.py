@@ -175,7 +175,8 @@ def test_the_example_app_on_a_development_server(
         timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "entries  pass  SECRET_KEY: flask#secret_key, version 1" in done.stdout
+    found = r"^entries +pass  SECRET_KEY: flask#secret_key, version 1$"
+    assert re.search(found, done.stdout, re.M)
     assert not re.search(r"^\w+ +(warn|fail) ", done.stdout, re.M)
 
 

@@ -575,7 +575,10 @@ class Demo:
         """Run a ``flask vault`` command as the operator that the demo makes one."""
         _, environment, *_ = shlex.split(self.commands()[3].removeprefix("("))
         flask = shlex.quote(str(FLASK))
-        return self.paste(f". {shlex.quote(environment)} && {flask} vault {arguments}")
+        # Two seconds are two polls, and no new password has to be watched here.
+        window = "export FLASK_VAULT_PROPAGATION_WINDOW=2"
+        become = f". {shlex.quote(environment)} && {window}"
+        return self.paste(f"{become} && {flask} vault {arguments}")
 
     def end(self, number: int) -> None:
         started = descendants(self.process.pid)

@@ -36,6 +36,7 @@ from flask_vault.testing.plugin import VaultMount
 from tests.apps import provider
 from tests.databases import Database
 from tests.helpers import BACKUP_KEY
+from tests.helpers import show_at_the_end
 from tests.mariadb import installed
 from tests.mariadb import MariaDB
 from tests.postgres import Postgres
@@ -279,19 +280,14 @@ def _provider(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _table(request: pytest.FixtureRequest) -> cabc.Iterator[None]:
     yield
-    plugins = request.config.pluginmanager
-    terminal = plugins.getplugin("terminalreporter")
-    capture = plugins.getplugin("capturemanager")
-
-    if terminal is None or capture is None:
-        return
-
-    with capture.global_and_fixture_disabled():
-        terminal.write_line("\n")
-
-        for (kind, fault), steps in sorted(OUTCOMES.items()):
-            cells = ", ".join(f"{step}: {end}" for step, end in steps.items())
-            terminal.write_line(f"{kind} | {fault} | {cells}")
+    show_at_the_end(
+        request.config,
+        [
+            f"{kind} | {fault} | "
+            + ", ".join(f"{step}: {end}" for step, end in steps.items())
+            for (kind, fault), steps in sorted(OUTCOMES.items())
+        ],
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

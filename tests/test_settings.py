@@ -231,6 +231,14 @@ def test_a_key_of_a_later_version_is_told_and_ignored(
     assert caplog.records[0].levelno == logging.WARNING
 
 
+def test_the_settings_of_dynaconf_are_not_ours_to_judge(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It has 13 of them in ``app.config``, also when it leaves Vault alone."""
+    assert read(VAULT_ENABLED_FOR_DYNACONF=False) == read()
+    assert caplog.text == ""
+
+
 def test_the_repr_hides_what_is_secret() -> None:
     settings = read(
         VAULT_TOKEN=CANARY,
