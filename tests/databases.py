@@ -144,6 +144,10 @@ class Database(abc.ABC):
     def set_password(self, user: str, password: str) -> None: ...
 
     @abc.abstractmethod
+    def connections(self, user: str) -> set[int]:
+        """The ids of a user's connections."""
+
+    @abc.abstractmethod
     def end_sessions(self, user: str) -> None:
         """End all connections of a user."""
 

@@ -58,6 +58,13 @@ class MariaDB(Database):
     def set_password(self, user: str, password: str) -> None:
         self.run(f"SET PASSWORD FOR {user}@'%' = PASSWORD('{password}')")
 
+    def connections(self, user: str) -> set[int]:
+        query = "SELECT id FROM information_schema.processlist WHERE user = %s"
+
+        with self._connect() as connection, connection.cursor() as cursor:
+            cursor.execute(query, (user,))
+            return {row[0] for row in cursor.fetchall()}
+
     def end_sessions(self, user: str) -> None:
         self.run(f"KILL USER {user}")
 

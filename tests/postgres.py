@@ -54,7 +54,6 @@ class Postgres(Database):
         )
 
     def connections(self, user: str) -> set[int]:
-        """The process ids of a user's connections."""
         query = sql.SQL("SELECT pid FROM pg_stat_activity WHERE usename = {}")
         return {row[0] for row in self.execute(query.format(user))}
 

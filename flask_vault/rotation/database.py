@@ -181,6 +181,13 @@ class DatabaseRotator(Rotator):
         live = self._url_of(job, job.document)
         previous = self._url_of(job, {**job.document, **(job.previous or {})})
 
+        # The server may be another one by now, a replica that had not learned of it.
+        if not self._logs_in(live):
+            with self._locked(job, live, previous) as (connection, dialect):
+                self._change(connection, dialect, live, str(live.password))
+
+            self.verify(job)
+
         if self.users:
             if self.revoke_previous or job.compromised:
                 with self._locked(job, previous) as (connection, dialect):
@@ -225,10 +232,17 @@ class DatabaseRotator(Rotator):
 
     @contextlib.contextmanager
     def _locked(
-        self, job: Job, target: URL
+        self, job: Job, target: URL, login: URL | None = None
     ) -> cabc.Iterator[tuple[Connection, Dialect]]:
-        """A transaction of the one rotator that may change a user now."""
+        """A transaction of the one rotator that may change a user now.
+
+        :param target: what is to log in afterwards.
+        :param login: what does now, when it is not that of the document.
+        """
         url, who = self._changer(job)
+
+        if login is not None and self.admin is None:
+            url, who = login, "the previous one"
 
         with _connected(url) as connection:
             if connection is None:
