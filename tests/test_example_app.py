@@ -641,6 +641,18 @@ def test_everything_that_the_demo_tells_to_try_works(demo: Demo) -> None:
     assert original.strip() not in demo.output
 
 
+def test_the_load_says_when_there_is_nobody_to_ask() -> None:
+    url = f"http://127.0.0.1:{find_port()}"
+    done = subprocess.run(
+        [sys.executable, ROOT / "example_app" / "load.py", url],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert f"The app at {url} lets nobody in" in done.stderr
+
+
 def test_all_secrets_of_the_demo_are_rotated_and_restored(demo: Demo) -> None:
     demo.wait_for_its_text()
 

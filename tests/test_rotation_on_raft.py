@@ -79,7 +79,7 @@ def cluster(three_servers: DevCluster) -> DevCluster:
 
 
 class Scene:
-    """A document with a value to rotate, and one that somebody writes to meanwhile."""
+    """A document with a value to rotate, to which somebody else keeps writing."""
 
     def __init__(
         self, cluster: DevCluster, postgres: Postgres, folder: pathlib.Path, one: Round
@@ -100,11 +100,6 @@ class Scene:
         token, path = self.cluster.root_token, f"secret/data/{self.path}"
         apis = map(Api, self.cluster.addresses)
         return all(api.ask("GET", path, token=token)[0] == 200 for api in apis)
-
-    @property
-    def ledger(self) -> str:
-        """Where others write, beside what is rotated."""
-        return f"{self.path}-ledger"
 
     def client(self) -> VaultClient:
         rotate: object = "token"
@@ -161,7 +156,7 @@ class Scene:
                     return
 
                 with contextlib.suppress(VaultError):
-                    client.set_secret(self.ledger, {f"note_{number}": number})
+                    client.set_secret(self.path, {f"note_{number}": number})
                     self.acknowledged.append(number)
 
         thread = threading.Thread(target=write)
@@ -223,6 +218,5 @@ def test_a_rotation_survives_the_loss_of_the_leader(
     if one.kind != "signing":
         assert postgres.logs_in(scene.user, document["password"])
 
-    ledger = stored(cluster, scene.ledger)
-    lost = [n for n in scene.acknowledged if ledger.get(f"note_{n}") != n]
+    lost = [n for n in scene.acknowledged if document.get(f"note_{n}") != n]
     assert lost == []
