@@ -126,6 +126,7 @@ VARIABLE = (
     (re.compile(r'"(age|last_\w+|next_change)_seconds": \d+'), "AGE"),
     (re.compile(r"\b\d+ (s|min|h|d)(?=$|  )", re.M), "AGE"),
     (re.compile(r"[A-Za-z0-9_-]{43}=?"), "KEY"),
+    (re.compile(r"^\d+ requests,", re.M), "REQUESTS"),
     (re.compile(r" {2,}"), "  "),
     (re.compile(r" +$", re.M), ""),
 )
@@ -451,7 +452,8 @@ def commands_in(source: str) -> cabc.Iterator[tuple[str, str]]:
 
 def is_server(command: str) -> bool:
     """Whether a command goes on until somebody ends it."""
-    pattern = "flask run|flask vault dev|(gunicorn|bao agent) .*"
+    pattern = "flask run|flask vault dev( -- gunicorn .*)?|(gunicorn|bao agent) .*"
+    pattern += "|python load.py"
     return re.fullmatch(pattern, command) is not None
 
 
