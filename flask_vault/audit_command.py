@@ -9,6 +9,7 @@ import typing as t
 
 import click
 
+from .console import say
 from .console import table
 from .entries import duration
 from .errors import VaultConfigError
@@ -48,14 +49,13 @@ def show(
     if as_json:
         click.echo(json.dumps(lines, indent=2))
     elif not lines:
-        click.echo(f"There is nothing in {file} that matches.")
+        say(f"There is nothing in {file} that matches.")
     else:
         click.echo(
             table(
                 (
-                    "time",
-                    "path",
-                    "field",
+                    "secret",
+                    "time (UTC)",
                     "state",
                     "outcome",
                     "version",
@@ -63,6 +63,7 @@ def show(
                     "by",
                 ),
                 (_row(line) for line in lines),
+                whole=True,
             )
         )
 
@@ -88,9 +89,8 @@ def _wanted(
 def _row(line: cabc.Mapping[str, t.Any]) -> tuple[str, ...]:
     actor = line.get("actor") or {}
     return (
-        str(line["time"]),
-        str(line["path"]),
-        str(line["field"]),
+        f"{line['path']}#{line['field']}",
+        str(line["time"])[:19].replace("T", " "),
         str(line["state"]),
         str(line["outcome"]),
         str(line.get("to_version") or "-"),

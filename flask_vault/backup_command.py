@@ -9,14 +9,18 @@ import typing as t
 import click
 
 from .console import polling_notice
+from .console import say
 from .console import say_error
 from .console import table
 from .errors import VaultUnavailableError
 from .invocation import exit_code_of
+from .rotation.backup import BackupInfo
+from .rotation.envelope import BackupHeader
 from .state import AppState
 
 
 def list_backups(state: AppState, as_json: bool) -> None:
+    infos = state.client.backups.list()
     rows = [
         {
             "file": info.name,
@@ -26,7 +30,7 @@ def list_backups(state: AppState, as_json: bool) -> None:
             "created": info.header.created_at.isoformat() if info.header else None,
             "problem": info.problem,
         }
-        for info in state.client.backups.list()
+        for info in infos
     ]
 
     if as_json:
@@ -34,7 +38,7 @@ def list_backups(state: AppState, as_json: bool) -> None:
         return
 
     if not rows:
-        click.echo(f"There are no backups in {state.settings.backup_dir}.")
+        say(f"There are no backups in {state.settings.backup_dir}.")
         return
 
     click.echo(
@@ -42,19 +46,28 @@ def list_backups(state: AppState, as_json: bool) -> None:
             ("file", "path", "fields", "version", "created"),
             (
                 (
-                    str(row["file"]),
-                    str(row["path"] or "-"),
-                    ", ".join(t.cast("list[str]", row["fields"])) or "-",
-                    str(row["version"] or "-"),
-                    str(row["problem"] or row["created"]),
+                    info.name,
+                    info.header.path if info.header else "-",
+                    ", ".join(info.header.fields if info.header else ()) or "-",
+                    str((info.header and info.header.from_version) or "-"),
+                    info.problem or _created(info),
                 )
-                for row in rows
+                for info in infos
             ),
+            whole=True,
         )
     )
 
 
-def restore(state: AppState, file: str, *, dry_run: bool, yes: bool) -> None:
+def _created(info: BackupInfo) -> str:
+    # The microseconds are for programs.
+    header = info.header
+    return "-" if header is None else header.created_at.isoformat(timespec="seconds")
+
+
+def restore(
+    state: AppState, file: str, *, dry_run: bool, yes: bool, as_json: bool
+) -> None:
     backup = state.client.backups.read(file)
     header = backup.header
     what = (
@@ -63,26 +76,49 @@ def restore(state: AppState, file: str, *, dry_run: bool, yes: bool) -> None:
     )
 
     if dry_run:
-        click.echo(f"Would bring back {what}.")
+        if as_json:
+            click.echo(json.dumps({"would_restore": _of(header, file)}, indent=2))
+        else:
+            say(f"Would bring back {what}.")
+
         return
 
     if not yes and sys.stdin.isatty():
-        click.confirm(f"Bring back {what}?", abort=True)
+        click.confirm(f"Bring back {what}?", abort=True, err=as_json)
 
     try:
         done = state.client.restore_secret(file)
     except VaultUnavailableError as error:
         say_error(str(error))
-        click.echo(
+        say(
             f"{header.path}: not known to be restored. Running it again is safe: flask"
             f" vault rotate --restore {file}",
             err=True,
         )
         raise click.exceptions.Exit(exit_code_of(error)) from None
 
+    if as_json:
+        facts = {
+            **_of(header, file),
+            "operation": done.operation,
+            "version": done.version,
+            "backup": done.backup,
+        }
+        click.echo(json.dumps({"restored": facts}, indent=2))
+        return
+
     version = "" if done.version is None else f", now version {done.version}"
-    click.echo(
+    say(
         f"{done.label}: {', '.join(done.fields)} restored{version}, what was there is"
         f" in the backup {done.backup}, operation {done.operation}, done."
     )
-    click.echo(polling_notice(state))
+    say(polling_notice(state))
+
+
+def _of(header: BackupHeader, file: str) -> dict[str, t.Any]:
+    return {
+        "file": file,
+        "path": header.path,
+        "fields": list(header.fields),
+        "from_version": header.from_version,
+    }

@@ -9,7 +9,9 @@ import typing as t
 import click
 
 from .console import opened_app
+from .console import say
 from .console import say_error
+from .console import say_warning
 from .console import table
 from .invocation import exit_code_of
 from .invocation import worst
@@ -62,7 +64,7 @@ def verify(context: click.Context, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps([_verified(info) for info in infos], indent=2))
         elif not infos:
-            click.echo(f"There are no backups in {store.directory}.")
+            say(f"There are no backups in {store.directory}.")
         else:
             rows = (
                 (
@@ -73,8 +75,8 @@ def verify(context: click.Context, as_json: bool) -> None:
                 for info in infos
             )
             good = sum(info.verified for info in infos)
-            click.echo(table(("file", "path", "opened by"), rows))
-            click.echo(f"{good} of {len(infos)} backups are good.")
+            click.echo(table(("file", "path", "opened by"), rows, whole=True))
+            say(f"{good} of {len(infos)} backups are good.")
 
         raise click.exceptions.Exit(_say_problems(infos))
 
@@ -143,11 +145,15 @@ def prune(
 
         if not as_json and plan.removed:
             rows = (
-                (info.name, info.header.path, info.header.created_at.isoformat())
+                (
+                    info.name,
+                    info.header.path,
+                    info.header.created_at.isoformat(timespec="seconds"),
+                )
                 for info in plan.removed
                 if info.header is not None
             )
-            click.echo(table(("file", "path", "created"), rows))
+            click.echo(table(("file", "path", "created"), rows, whole=True))
 
         if not dry_run:
             if plan.removed and not yes:
@@ -164,13 +170,11 @@ def prune(
             }
             click.echo(json.dumps(said, indent=2))
         else:
-            click.echo(f"{'Would remove' if dry_run else 'Removed'} {count}.")
+            say(f"{'Would remove' if dry_run else 'Removed'} {count}.")
 
         for info in plan.kept:
             if info.problem is not None:
-                click.secho(
-                    f"{info.name} stays: it {info.problem}.", err=True, fg="yellow"
-                )
+                say_warning(f"{info.name} stays: it {info.problem}.")
 
 
 def _ask(question: str) -> None:
@@ -209,11 +213,11 @@ def _rekey(state: AppState, as_json: bool) -> int:
                 codes.append(5 if file.failure is None else exit_code_of(file.failure))
                 say_error(f"{file.name} {file.problem}.")
             elif not as_json:
-                click.echo(f"{file.name}: {what}.")
+                say(f"{file.name}: {what}.")
     except VaultUnavailableError as error:
         codes.append(exit_code_of(error))
         say_error(str(error))
-        click.echo(
+        say(
             "Running it again is safe, and goes on: flask vault backups rekey", err=True
         )
 
@@ -222,7 +226,7 @@ def _rekey(state: AppState, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif code == 0:
-        click.echo(
+        say(
             "No backup needs the other keys any more."
             if rows
             else f"There are no backups in {state.settings.backup_dir}."

@@ -17,128 +17,68 @@ import click
 from flask.cli import ScriptInfo
 
 from .backups_command import backups
-from .console import age
+from .completion import complete_backup
+from .completion import complete_key
+from .completion import complete_rotatable
 from .console import fail
+from .console import has_colours
 from .console import opened_app
 from .console import polling_notice
+from .console import say
 from .console import say_error
 from .console import say_short_history
+from .console import say_warning
 from .console import table
-from .errors import VaultError
 from .invocation import exit_code_of
 from .invocation import Mode
 from .invocation import worst
 
 if t.TYPE_CHECKING:
     from .entries import Reference
+    from .provisioning import Provision
     from .state import AppState
 
 _MASK: t.Final = "********"
 
 
 @click.group("vault")
-def vault_group() -> None:
+@click.pass_context
+def vault_group(context: click.Context) -> None:
     """Secrets in HashiCorp Vault or OpenBao: look, write, rotate, restore."""
+    if not has_colours():
+        context.color = False
 
 
 @vault_group.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
+@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=1),
+    metavar="N",
+    help="Seconds between two looks of --watch; VAULT_REFRESH_INTERVAL if left out.",
+)
 @click.pass_context
-def status(context: click.Context, as_json: bool) -> None:
+def status(
+    context: click.Context, as_json: bool, watch: bool, interval: float | None
+) -> None:
     """Show where each config key comes from, its version and age.
 
     Asks Vault now. The values are not shown.
     """
+    if watch and as_json:
+        raise click.UsageError("--json does not go with --watch.")
+
+    if interval is not None and not watch:
+        raise click.UsageError("--interval goes with --watch.")
+
     with opened_app(context, "tolerate", quiet=True) as (state, error):
-        from .health import age_of
-        from .health import ring_of
-        from .resolve import Outcome
+        from . import status_command
 
-        enabled = state.settings.enabled
-        rows = [
-            {
-                "key": entry.key,
-                "reference": str(entry.reference),
-                "source": outcome.source,
-                "version": outcome.version,
-                "age_seconds": age_of(outcome, state.client) if enabled else None,
-                "error": str(outcome.error) if outcome.error else None,
-                **ring_of(state, entry.key),
-            }
-            for entry in state.entries
-            if (outcome := state.outcomes.get(entry.key, Outcome(entry, "unset")))
-        ]
-
-        if as_json:
-            click.echo(json.dumps(rows, indent=2))
-        elif not rows:
-            click.echo("VAULT_SECRETS is empty: nothing comes from Vault.")
+        if watch:
+            status_command.watch(state, error, interval)
         else:
-            # As narrow as it can be.
-            rings = any("keys" in row for row in rows)
-            head = ("key", "reference", "source", "version", "age", "keys")
-            cells = [
-                (
-                    str(row["key"]),
-                    str(row["reference"]),
-                    str(row["source"]),
-                    str(row["version"] or "-"),
-                    age(t.cast("int | None", row["age_seconds"])),
-                    _keys(row),
-                )
-                for row in rows
-            ]
-            width = len(head) if rings else len(head) - 1
-            click.echo(table(head[:width], (row[:width] for row in cells)))
-
-            for sentence, keys in _by_sentence(rows).items():
-                click.secho(f"{', '.join(keys)}: {sentence}", err=True, fg="yellow")
-
-            if not enabled:
-                click.secho(
-                    "VAULT_ENABLED is False: nothing comes from Vault.",
-                    err=True,
-                    fg="yellow",
-                )
-
-        if enabled and error is None:
-            _tell_if_old(state)
-
-        if error is not None:
-            if not any(row["error"] for row in rows):
-                say_error(str(error))
-
-            raise click.exceptions.Exit(exit_code_of(error))
-
-
-def _tell_if_old(state: AppState) -> None:
-    """A standby that is cut off from its leader answers, too, with what it has."""
-    try:
-        state.prove_fresh()
-    except VaultError as error:
-        click.secho(
-            f"What is shown may be old, since the active node does not answer: {error}",
-            err=True,
-            fg="yellow",
-        )
-
-
-def _keys(row: dict[str, t.Any]) -> str:
-    """A key ring for people: ``3 pending in 80 s, 2 signing, 1 retired``."""
-    keys = row.get("keys") or ()
-    told = ", ".join(f"{key['version'] or ''} {key['state']}".strip() for key in keys)
-    change = row.get("next_change_seconds")
-    return told if change is None else f"{told}; changes in {age(change)}"
-
-
-def _by_sentence(rows: list[dict[str, t.Any]]) -> dict[str, list[str]]:
-    sentences: dict[str, list[str]] = {}
-
-    for row in rows:
-        if row["error"]:
-            sentences.setdefault(row["error"], []).append(row["key"])
-
-    return sentences
+            status_command.show(state, error, as_json)
 
 
 @vault_group.command()
@@ -163,8 +103,8 @@ def refresh(context: click.Context, as_json: bool) -> None:
         else:
             paths = len(state.live.places)
             good = paths - len(errors)
-            click.echo(f"{good} of {paths} paths can be read and are good.")
-            click.echo(refresh_notice(state))
+            say(f"{good} of {paths} paths can be read and are good.")
+            say(refresh_notice(state))
 
         for path, sentence in errors.items():
             say_error(f"{path}: {sentence}")
@@ -174,14 +114,15 @@ def refresh(context: click.Context, as_json: bool) -> None:
 
 
 @vault_group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_key)
 @click.option("--reveal", is_flag=True, help="Print the value.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
 @click.pass_context
-def get(context: click.Context, ref: str, reveal: bool) -> None:
+def get(context: click.Context, ref: str, reveal: bool, as_json: bool) -> None:
     """Read REF, a config key or a reference such as stripe#api_key.
 
     Shows that it is there, and which version it is. With --reveal it prints the value
-    and nothing else.
+    and nothing else. In JSON a value is null without --reveal.
     """
     with opened_app(context, "inspect") as (state, _):
         from .values import pick
@@ -196,6 +137,15 @@ def get(context: click.Context, ref: str, reveal: bool) -> None:
         else:
             value = pick(document.data, reference.field, document.path)
             fields = {reference.field: value}
+
+        if as_json:
+            facts = {
+                "path": document.path,
+                "version": document.version,
+                "fields": fields if reveal else dict.fromkeys(fields),
+            }
+            click.echo(json.dumps(facts, indent=2))
+            return
 
         if reveal:
             value = fields if reference.field is None else fields[reference.field]
@@ -212,16 +162,21 @@ def get(context: click.Context, ref: str, reveal: bool) -> None:
 
 
 @vault_group.command("set")
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_key)
 @click.option(
     "--cas",
     type=click.IntRange(min=0),
     help="Write only when this version is there; 0 for none.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
 @click.argument("surplus", nargs=-1, type=click.UNPROCESSED, metavar="")
 @click.pass_context
 def set_command(
-    context: click.Context, ref: str, cas: int | None, surplus: tuple[str, ...]
+    context: click.Context,
+    ref: str,
+    cas: int | None,
+    as_json: bool,
+    surplus: tuple[str, ...],
 ) -> None:
     """Write REF, a config key or a reference such as stripe#api_key.
 
@@ -241,10 +196,15 @@ def set_command(
         data = _read_value(reference)
         path = f"/{reference.path}" if reference.absolute else reference.path
         version = state.client.set_secret(path, data, cas=cas)
-        suffix = "" if version is None else f", version {version}"
-        click.echo(f"{reference} is written{suffix}.")
         places = [state.client.catalog.location(reference)]
-        click.echo(polling_notice(state, places))
+
+        if as_json:
+            facts = {"path": places[0].path, "fields": [*data], "version": version}
+            click.echo(json.dumps(facts, indent=2))
+        else:
+            suffix = "" if version is None else f", version {version}"
+            say(f"{reference} is written{suffix}.")
+            say(polling_notice(state, places))
 
         for place, error in state.keep_histories(places).items():
             say_short_history(place.path, error)
@@ -292,17 +252,25 @@ def _read_value(reference: Reference) -> dict[str, t.Any]:
 
 @vault_group.command("list")
 @click.argument("path", default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
 @click.pass_context
-def list_command(context: click.Context, path: str) -> None:
+def list_command(context: click.Context, path: str, as_json: bool) -> None:
     """List the names below PATH; those of folders end with a slash."""
     with opened_app(context, "inspect") as (state, _):
-        for name in state.client.list_secrets(path):
+        names = state.client.list_secrets(path)
+
+        if as_json:
+            click.echo(json.dumps(names, indent=2))
+            return
+
+        for name in names:
             click.echo(name)
 
 
 @vault_group.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
 @click.pass_context
-def init(context: click.Context) -> None:
+def init(context: click.Context, as_json: bool) -> None:
     """Create what VAULT_SECRETS needs and Vault does not have.
 
     The mount if the token may, documents, and a generated value for each entry with
@@ -312,17 +280,21 @@ def init(context: click.Context) -> None:
         from .provisioning import provision
 
         done = provision(state.client.kv, state.client.catalog, environ=os.environ)
-        click.echo(
-            table(
-                ("reference", "state", "keys"),
-                ((p.reference, p.action, ", ".join(p.keys)) for p in done),
-            )
-            if done
-            else "VAULT_SECRETS is empty: there is nothing to create."
-        )
 
-        if any(p.action == "created" for p in done):
-            click.echo(polling_notice(state))
+        if as_json:
+            click.echo(json.dumps([_provisioned(p) for p in done], indent=2))
+        elif not done:
+            say("VAULT_SECRETS is empty: there is nothing to create.")
+        else:
+            click.echo(
+                table(
+                    ("reference", "state", "keys"),
+                    ((p.reference, p.action, ", ".join(p.keys)) for p in done),
+                )
+            )
+
+            if any(p.action == "created" for p in done):
+                say(polling_notice(state))
 
         for place, error in state.keep_histories(state.live.places).items():
             say_short_history(place.path, error)
@@ -342,6 +314,15 @@ def init(context: click.Context) -> None:
             say_error(str(denial))
 
         raise click.exceptions.Exit(worst(codes))
+
+
+def _provisioned(found: Provision) -> dict[str, t.Any]:
+    return {
+        "reference": found.reference,
+        "state": found.action,
+        "keys": list(found.keys),
+        "error": None if found.error is None else str(found.error),
+    }
 
 
 @vault_group.command("import")
@@ -452,6 +433,7 @@ def backup_key() -> None:
     "selected",
     multiple=True,
     metavar="NAME",
+    shell_complete=complete_rotatable,
     help="A config key, a path, or an entry's name. May be repeated.",
 )
 @click.option("--due", is_flag=True, help="Rotate what is older than its 'max_age'.")
@@ -471,7 +453,12 @@ def backup_key() -> None:
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @click.option("--no-backup", is_flag=True, help="Do not back up the old values.")
 @click.option("--list-backups", is_flag=True, help="List the backups and end.")
-@click.option("--restore", metavar="FILE", help="Bring back the values of a backup.")
+@click.option(
+    "--restore",
+    metavar="FILE",
+    shell_complete=complete_backup,
+    help="Bring back the values of a backup.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask before --restore and --abort.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
 @click.pass_context
@@ -513,9 +500,6 @@ def rotate(
     if restore is not None and restore.startswith("-"):
         raise click.UsageError("--restore needs a FILE.")
 
-    if as_json and restore:
-        raise click.UsageError("--json does not go with --restore.")
-
     if restore and no_backup:
         raise click.UsageError("--no-backup does not go with --restore.")
 
@@ -532,11 +516,9 @@ def rotate(
         state, error = opened
 
         if error is not None:
-            click.secho(
+            say_warning(
                 "The app did not load, so its own receivers of secret_rotated are not"
-                f" called: {error}",
-                err=True,
-                fg="yellow",
+                f" called: {error}"
             )
 
         if list_backups:
@@ -544,7 +526,9 @@ def rotate(
             return
 
         if restore is not None:
-            backup_command.restore(state, restore, dry_run=dry_run, yes=yes)
+            backup_command.restore(
+                state, restore, dry_run=dry_run, yes=yes, as_json=as_json
+            )
             return
 
         wish = rotate_plan.Wish(
@@ -567,7 +551,14 @@ def rotate(
 
 
 @vault_group.command()
-@click.option("--secret", "selected", multiple=True, metavar="NAME", help="Only these.")
+@click.option(
+    "--secret",
+    "selected",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_rotatable,
+    help="Only these.",
+)
 @click.option("--since", metavar="AGE", help="Only since: 12h, 7d, or seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, without prose.")
 @click.pass_context

@@ -1,10 +1,12 @@
-"""What the ``flask vault`` commands share: the app, errors as one line, tables."""
+"""What the ``flask vault`` commands share: the app, errors, sentences and tables."""
 
 from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
 import logging
+import os
+import sys
 import traceback
 import typing as t
 
@@ -15,6 +17,9 @@ from .durations import age as age
 from .invocation import exit_code_of
 from .invocation import loading
 from .invocation import Mode
+from .layout import lay_out
+from .layout import plain
+from .layout import wrap
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -22,6 +27,10 @@ if t.TYPE_CHECKING:
     from .errors import VaultError
     from .state import AppState
     from .vault.documents import Location
+
+
+#: Of a terminal that does not know.
+_WIDTH: t.Final = 80
 
 
 class Opened(t.NamedTuple):
@@ -123,29 +132,82 @@ def fail(error: VaultError) -> t.NoReturn:
     raise click.exceptions.Exit(exit_code_of(error))
 
 
+def say(text: str, *, err: bool = False, fg: str | None = None) -> None:
+    """Print sentences. On a terminal they are broken between words."""
+    width = width_of(sys.stderr if err else sys.stdout)
+    said = text if width is None else wrap(text, width)
+    click.echo(said if fg is None else click.style(said, fg=fg), err=err)
+
+
 def say_error(text: str) -> None:
     """Print a line of an error to stderr."""
-    click.secho(f"Error: {text}", err=True, fg="red")
+    say(f"Error: {text}", err=True, fg="red")
 
 
-def table(headers: cabc.Sequence[str], rows: cabc.Iterable[cabc.Sequence[str]]) -> str:
-    """Aligned columns under their headers."""
-    lines = [list(headers), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        .rstrip()
-        for line in lines
-    )  # fmt: skip
+def say_warning(text: str) -> None:
+    """Print to stderr what did not stop the command."""
+    say(text, err=True, fg="yellow")
+
+
+def table(
+    headers: cabc.Sequence[str],
+    rows: cabc.Iterable[cabc.Sequence[str]],
+    *,
+    whole: bool = False,
+    show_header: bool = True,
+) -> str:
+    """Aligned columns under their headers.
+
+    On a terminal they are folded to its width, and coloured where rich is installed.
+    The text is the same without it.
+
+    :param whole: the first column is not folded, as people copy what is in it.
+    """
+    width = width_of(sys.stdout)
+    lines = lay_out(headers, rows, width, whole=whole, show_header=show_header)
+
+    if width is not None and has_colours():
+        try:
+            from .colours import paint
+        except ImportError:
+            pass
+        else:
+            return paint(lines, width)
+
+    return plain(lines)
+
+
+def has_cursor() -> bool:
+    """Whether a terminal does more than to print what comes."""
+    return os.environ.get("TERM") not in {"dumb", "unknown"}
+
+
+def has_colours() -> bool:
+    """Whether a terminal may be sent colours, see https://no-color.org."""
+    return has_cursor() and not os.environ.get("NO_COLOR")
+
+
+def width_of(stream: t.TextIO) -> int | None:
+    """The characters in a line of a terminal; ``None`` for what is none."""
+    if not stream.isatty():
+        return None
+
+    columns = os.environ.get("COLUMNS", "")
+
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _WIDTH
+    except (OSError, ValueError):
+        return _WIDTH
 
 
 def say_short_history(path: str, error: Exception) -> None:
     """Tell that a key ring's document keeps as few versions as it did."""
-    click.secho(
+    say_warning(
         f"{path} keeps as many versions as before, which may be too few for its key"
-        f" ring: {error}",
-        err=True,
-        fg="yellow",
+        f" ring: {error}"
     )
 
 

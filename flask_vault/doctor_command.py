@@ -14,6 +14,8 @@ import click
 from flask import Flask
 from flask.cli import ScriptInfo
 
+from .console import say
+from .console import table
 from .doctor.case import case_of
 from .doctor.checks import CHECKS
 from .doctor.checks import run
@@ -25,12 +27,7 @@ from .errors import place_of
 from .invocation import loading
 from .loading import Examined
 
-_COLOURS: t.Final[dict[Status, str]] = {
-    "pass": "green",
-    "warn": "yellow",
-    "fail": "red",
-    "skip": "bright_black",
-}
+_ORDER: t.Final[tuple[Status, ...]] = ("pass", "warn", "fail", "skip")
 
 _CODES: t.Final = {"pass": 0, "warn": 1, "fail": 2}
 
@@ -109,15 +106,16 @@ def _of_break(error: Exception) -> Finding:
 
 
 def _show(found: list[Finding]) -> None:
-    width = max(len(finding.check) for finding in found)
-
-    for finding in found:
-        status = click.style(finding.status, fg=_COLOURS[finding.status])
-        click.echo(f"{finding.check.ljust(width)}  {status}  {finding.found}")
-
-        if finding.cure is not None:
-            click.echo(f"{' ' * width}        {finding.cure}")
+    rows = (
+        (
+            finding.check,
+            finding.status,
+            "\n".join(filter(None, (finding.found, finding.cure))),
+        )
+        for finding in found
+    )
+    click.echo(table(("check", "status", "finding"), rows, show_header=False))
 
     counts = collections.Counter(finding.status for finding in found)
-    told = ", ".join(f"{counts[s]} {s}" for s in _COLOURS if counts[s])
-    click.echo(f"{len(found)} findings: {told}.")
+    told = ", ".join(f"{counts[s]} {s}" for s in _ORDER if counts[s])
+    say(f"{len(found)} findings: {told}.")

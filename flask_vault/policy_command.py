@@ -10,6 +10,8 @@ import typing as t
 import click
 
 from .console import age
+from .console import say
+from .console import say_warning
 from .errors import VaultConfigError
 from .errors import VaultError
 from .errors import VaultPermissionError
@@ -117,7 +119,7 @@ def run(state: AppState, wish: Wish) -> None:
     elif name is None:
         _show(state, wish, found, text)
     else:
-        click.echo(f"The policy {name!r} is written.")
+        say(f"The policy {name!r} is written.")
 
         if made is not None:
             _tell_role(wish.role, made)
@@ -151,21 +153,17 @@ def _rules(state: AppState, role: Role) -> list[Rule]:
     found = rules(role, state.client.catalog, mount_of)
 
     for problem in silent:
-        click.secho(
+        say_warning(
             "Vault was not asked which engine the mounts have, and KV version"
             f" {settings.kv_version or 2} is assumed (VAULT_KV_VERSION): {problem}",
-            err=True,
-            fg="yellow",
         )
 
     for name in unknown:
         may = ", and 'init' may make it" if role == "init" else ""
-        click.secho(
+        say_warning(
             f"Vault does not say what is mounted at {name!r}, either because there is"
             " nothing or because the token has no right there: KV version 2 is assumed"
             f" (VAULT_KV_VERSION){may}.",
-            err=True,
-            fg="yellow",
         )
 
     return found
@@ -193,10 +191,8 @@ def _set_up(access: Access, role: Role, name: str, policy: str) -> _Made:
 
 def _show(state: AppState, wish: Wish, found: list[Rule], text: str) -> None:
     if not found:
-        click.secho(
+        say_warning(
             f"VAULT_SECRETS has nothing for which {wish.role!r} needs a policy.",
-            err=True,
-            fg="yellow",
         )
         return
 

@@ -15,6 +15,7 @@ import click
 from .catalog import Plan
 from .catalog import StaticRole
 from .console import polling_notice
+from .console import say
 from .console import say_error
 from .console import say_short_history
 from .errors import VaultError
@@ -54,7 +55,7 @@ def rotate(state: AppState, wish: Wish) -> None:
         if wish.as_json:
             click.echo("[]")
         else:
-            click.echo(nothing_to_do(wish))
+            say(nothing_to_do(wish))
 
         return
 
@@ -83,7 +84,7 @@ def rotate(state: AppState, wish: Wish) -> None:
 
         for end in ends:
             if end.error is not None or end.state not in _SAID:
-                click.echo(_next(end, wish), err=end.error is not None)
+                say(_next(end, wish), err=end.error is not None)
 
         for place, problem in state.keep_histories(
             target.location for target in plan.targets
@@ -93,7 +94,7 @@ def rotate(state: AppState, wish: Wish) -> None:
         if any(end.error is None and end.version is not None for end in ends) or any(
             end.error is None and end.state == "done" for end in ends
         ):
-            click.echo(polling_notice(state))
+            say(polling_notice(state))
 
     raise click.exceptions.Exit(worst([0, *(end.code for end in ends)]))
 
@@ -125,10 +126,10 @@ def _signing(
         )
 
         if not wish.as_json:
-            click.echo(_line(end))
+            say(_line(end))
 
             if wish.compromised:
-                click.echo(
+                say(
                     f"{done.label}: the older versions are destroyed. Nobody accepts"
                     " their values any more, those of its other fields neither."
                 )
@@ -149,7 +150,7 @@ def _roles(
         end = End(role.label, done.fields, done.operation, "done")
 
         if not wish.as_json:
-            click.echo(_line(end))
+            say(_line(end))
 
         yield end
 
@@ -195,7 +196,7 @@ def _others(
             results = operations.run(plan.tasks, seen=seen)
         except KeyboardInterrupt:
             reporter.close()
-            click.echo(
+            say(
                 "Interrupted. What was begun is kept. To go on: flask vault rotate"
                 " --resume",
                 err=True,
@@ -211,7 +212,7 @@ def _others(
         end = _end(result)
 
         if end.error is None and not wish.as_json:
-            click.echo(_line(end))
+            say(_line(end))
 
         yield end
 

@@ -12,6 +12,8 @@ import typing as t
 import click
 
 from .catalog import Plan
+from .console import say
+from .console import say_warning
 from .console import table
 from .errors import VaultError
 from .rotation.journal import record_of
@@ -79,7 +81,11 @@ def dry_run(state: AppState, wish: Wish) -> None:
     plan = plan_for(state, wish)
 
     if not plan:
-        click.echo("[]" if wish.as_json else nothing_to_do(wish))
+        if wish.as_json:
+            click.echo("[]")
+        else:
+            say(nothing_to_do(wish))
+
         return
 
     rows = [*_planned(state, plan, wish)]
@@ -106,7 +112,7 @@ def dry_run(state: AppState, wish: Wish) -> None:
 
     for row in rows:
         for missing in row["missing"]:
-            click.secho(f"{row['path']}: missing {missing}", err=True, fg="yellow")
+            say_warning(f"{row['path']}: missing {missing}")
 
 
 def _planned(

@@ -22,6 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observing": {"errors"},
     "paths": set(),
     "durations": set(),
+    "layout": set(),
+    "colours": {"layout"},
     "signals": {"errors"},
     "vault": GROUND,
     "settings": GROUND,
@@ -87,21 +89,37 @@ MAY_IMPORT["extension"] = BELOW_THE_TOP | {
     "session_guard",
 }
 MAY_IMPORT["integrations"] = BELOW_THE_TOP | {"extension", "state", "invocation"}
-MAY_IMPORT["console"] = BELOW_THE_TOP | {"extension", "state", "invocation", "loading"}
+MAY_IMPORT["console"] = BELOW_THE_TOP | {
+    "colours",
+    "extension",
+    "invocation",
+    "layout",
+    "loading",
+    "state",
+}
 MAY_IMPORT["policy"] = BELOW_THE_TOP
 MAY_IMPORT["policy_command"] = BELOW_THE_TOP | {"console", "policy", "state"}
 MAY_IMPORT["doctor"] = BELOW_THE_TOP | {"console", "loading", "policy"}
-MAY_IMPORT["doctor_command"] = {"doctor", "errors", "invocation", "loading"}
+MAY_IMPORT["doctor_command"] = {
+    "console",
+    "doctor",
+    "errors",
+    "invocation",
+    "loading",
+}
 MAY_IMPORT["redaction"] = BELOW_THE_TOP | {"state"}
 MAY_IMPORT["provisioning"] = BELOW_THE_TOP
 MAY_IMPORT["rotate_command"] = BELOW_THE_TOP | {"console", "invocation", "state"}
 MAY_IMPORT["import_plan"] = MAY_IMPORT["entries"] | {"entries", "settings"}
 MAY_IMPORT["import_command"] = MAY_IMPORT["rotate_command"] | {"import_plan"}
 MAY_IMPORT["backups_command"] = MAY_IMPORT["rotate_command"] | {"backup_command"}
+MAY_IMPORT["completion"] = BELOW_THE_TOP | {"invocation", "loading", "state"}
+MAY_IMPORT["status_command"] = MAY_IMPORT["rotate_command"] | {"health"}
 MAY_IMPORT["audit_command"] = MAY_IMPORT["rotate_command"]
 MAY_IMPORT["backup_command"] = MAY_IMPORT["rotate_command"]
 MAY_IMPORT["rotate_plan"] = MAY_IMPORT["rotate_command"]
-MAY_IMPORT["reporter"] = BELOW_THE_TOP
+MAY_IMPORT["bars"] = set()
+MAY_IMPORT["reporter"] = BELOW_THE_TOP | {"bars", "console"}
 MAY_IMPORT["rotate_command"] = MAY_IMPORT["rotate_command"] | {
     "reporter",
     "rotate_plan",

@@ -177,8 +177,8 @@ def scram_verifier(password: str) -> str:
 
 def _native_hash(password: str) -> str:
     # What MariaDB keeps; it is no choice of ours.
-    first = hashlib.sha1(password.encode()).digest()  # noqa: S324
-    return f"*{hashlib.sha1(first).hexdigest().upper()}"  # noqa: S324
+    first = hashlib.sha1(password.encode()).digest()  # noqa: S324 # nosec B324
+    return f"*{hashlib.sha1(first).hexdigest().upper()}"  # noqa: S324 # nosec B324
 
 
 _ENCODERS: t.Final[cabc.Mapping[str, cabc.Callable[[str], str]]] = {
