@@ -169,7 +169,8 @@ class Terminal:
         self._process = subprocess.Popen(
             ["bash", "--norc", "--noprofile", "-c", take],
             cwd=folder,
-            env=environ,
+            # The pages show a sentence in one line, and a browser folds it.
+            env={**environ, "COLUMNS": "1000"},
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
