@@ -52,6 +52,13 @@ _NO_RIGHT: t.Final = {"42501", 1044, 1045, 1142, 1227, 1410}
 #: MySQL's codes for what may pass; those from 2000 are the client's own.
 _MAY_PASS: t.Final = {1040, 1053, 1080, 1205, 1213, 1317, 3024}
 
+#: Of a server that takes no changes now, such as a replica before it is promoted.
+_READ_ONLY: t.Final = {"25006", 1836}
+
+#: MariaDB's codes for a verifier that it does not take, whatever the password: of a
+#: user who logs in by another plugin, and of a server that reads each password.
+_NO_VERIFIER: t.Final = {1290, 1372}
+
 
 class DatabaseRotator(Rotator):
     """The kind ``database``.
@@ -174,6 +181,13 @@ class DatabaseRotator(Rotator):
         live = self._url_of(job, job.document)
         previous = self._url_of(job, {**job.document, **(job.previous or {})})
 
+        # The server may be another one by now, a replica that had not learned of it.
+        if not self._logs_in(live):
+            with self._locked(job, live, previous) as (connection, dialect):
+                self._change(connection, dialect, live, str(live.password))
+
+            self.verify(job)
+
         if self.users:
             if self.revoke_previous or job.compromised:
                 with self._locked(job, previous) as (connection, dialect):
@@ -218,10 +232,17 @@ class DatabaseRotator(Rotator):
 
     @contextlib.contextmanager
     def _locked(
-        self, job: Job, target: URL
+        self, job: Job, target: URL, login: URL | None = None
     ) -> cabc.Iterator[tuple[Connection, Dialect]]:
-        """A transaction of the one rotator that may change a user now."""
+        """A transaction of the one rotator that may change a user now.
+
+        :param target: what is to log in afterwards.
+        :param login: what does now, when it is not that of the document.
+        """
         url, who = self._changer(job)
+
+        if login is not None and self.admin is None:
+            url, who = login, "the previous one"
 
         with _connected(url) as connection:
             if connection is None:
@@ -472,6 +493,22 @@ def _meaning(error: DBAPIError) -> Exception:
             " grant the right, or name an 'admin' in 'rotate'."
         )
 
+    if code in _READ_ONLY:
+        return NotYet(f"the database takes no changes now: {_name(error)}")
+
+    # Class 25 is about the transaction, such as one that was idle for too long.
+    if isinstance(code, str) and code.startswith("25"):
+        return NotYet(f"the end is not known: {_name(error)}")
+
+    if code in _NO_VERIFIER:
+        return RotationError(
+            f"The database does not take a password in this form ({_name(error)}): it"
+            " is read-only, or reads passwords to judge them, or the user logs in by a"
+            " plugin of its own. For the last two, give 'rotate' the statement that"
+            " sends it as it is: 'statements': {'change': 'SET PASSWORD ="
+            " PASSWORD({password})'}."
+        )
+
     if isinstance(error, InterfaceError) or (
         isinstance(error, OperationalError)
         and (not own or code in _MAY_PASS or t.cast(int, code) >= 2000)
@@ -483,6 +520,12 @@ def _meaning(error: DBAPIError) -> Exception:
 
 def _code(error: DBAPIError) -> str | int | None:
     original = error.orig
+    first = original.args[0] if original is not None and original.args else None
+
+    # MySQL's own before the SQLSTATE, which some of its drivers have as well: "42000"
+    # is a right that is missing, and much else.
+    if isinstance(first, int):
+        return first
 
     for name in ("sqlstate", "pgcode"):
         code = getattr(original, name, None)
@@ -490,8 +533,7 @@ def _code(error: DBAPIError) -> str | int | None:
         if isinstance(code, str):
             return code
 
-    first = original.args[0] if original is not None and original.args else None
-    return first if isinstance(first, int) else None
+    return None
 
 
 def _name(error: DBAPIError) -> str:
