@@ -185,7 +185,7 @@ def _fold_of(line: str, width: int) -> int:
         found = [
             match.start()
             for match in pattern.finditer(line)
-            if width // 3 <= match.start() <= width
+            if max(1, width // 3) <= match.start() <= width
             or (match.start() == width + 1 and line[width] == " ")
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -50,6 +51,9 @@ def test_on_a_terminal_a_wait_is_a_bar(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    # As if rich were not installed.
+    monkeypatch.setitem(sys.modules, "flask_vault.bars", None)
     tell(Reporter())
     _, bars, last, _ = capsys.readouterr().err.split("\n")
     assert [bar.strip() for bar in bars.split("database#password: waiting")[1:]] == [
@@ -58,6 +62,37 @@ def test_on_a_terminal_a_wait_is_a_bar(
         "[########################]    0 s",
     ]
     assert last == "database#password: applying (1f2e3d4c)"
+
+
+def test_with_rich_a_bar_goes_when_the_wait_is_over(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    tell(Reporter())
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    # The erasing of a line and the moves of the cursor divide what was drawn.
+    drawn = [part.strip() for part in re.split(r"\x1b\[\S*?[A-Zhl]|[\r\n]", shown)]
+    waits = [part for part in drawn if part.startswith("database#password: waiting")]
+    assert [*dict.fromkeys(wait.split()[-2] for wait in waits)] == ["120", "60", "0"]
+    assert [part for part in drawn if part and part not in waits] == [
+        "database#password: prepared (1f2e3d4c)",
+        "database#password: applying (1f2e3d4c)",
+    ]
+
+
+def test_on_a_terminal_without_a_cursor_each_step_is_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    tell(Reporter())
+    err = capsys.readouterr().err
+    assert "\r" not in err
+    assert "\x1b" not in err
+    assert len(err.splitlines()) == 3
 
 
 def test_with_json_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
