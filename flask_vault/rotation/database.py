@@ -20,11 +20,12 @@ from .dialects import Dialect
 from .dialects import dialect_for
 from .dialects import LIMIT
 from .dialects import lock_key
+from .driver_errors import meaning_of
+from .driver_errors import shown
 from .generators import describe
 from .journal import Fields
 from .rotators import Job
 from .rotators import NotYet
-from .rotators import Rejected
 from .rotators import Rotator
 
 if t.TYPE_CHECKING:
@@ -45,19 +46,6 @@ _CONNECT_TIMEOUT: t.Final[cabc.Mapping[str, str]] = {
 }
 
 _PORTS: t.Final = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
-
-#: PostgreSQL's and MySQL's codes for a right that is missing: no other password helps.
-_NO_RIGHT: t.Final = {"42501", 1044, 1045, 1142, 1227, 1410}
-
-#: MySQL's codes for what may pass; those from 2000 are the client's own.
-_MAY_PASS: t.Final = {1040, 1053, 1080, 1205, 1213, 1317, 3024}
-
-#: Of a server that takes no changes now, such as a replica before it is promoted.
-_READ_ONLY: t.Final = {"25006", 1836}
-
-#: MariaDB's codes for a verifier that it does not take, whatever the password: of a
-#: user who logs in by another plugin, and of a server that reads each password.
-_NO_VERIFIER: t.Final = {1290, 1372}
 
 
 class DatabaseRotator(Rotator):
@@ -276,7 +264,7 @@ class DatabaseRotator(Rotator):
                     if connection.exec_driver_sql(lock).scalar() != 1:
                         raise NotYet("another process holds the database's lock")
             except DBAPIError as error:
-                failure = NotYet(f"the lock is not to be had: {_name(error)}")
+                failure = NotYet(f"the lock is not to be had: {shown(error)}")
 
             if failure is not None:
                 raise failure
@@ -289,7 +277,7 @@ class DatabaseRotator(Rotator):
             try:
                 connection.commit()
             except DBAPIError as error:
-                failure = NotYet(f"the end is not known: {_name(error)}")
+                failure = NotYet(f"the end is not known: {shown(error)}")
 
             if failure is not None:
                 raise failure
@@ -330,7 +318,7 @@ class DatabaseRotator(Rotator):
             wrapped = DBAPIError.instance(
                 None, None, error, driver_error, dialect=connection.dialect
             )
-            failure = _meaning(t.cast("DBAPIError", wrapped))
+            failure = meaning_of(t.cast("DBAPIError", wrapped))
         else:
             return
         finally:
@@ -477,67 +465,3 @@ def _parse(text: str, what: str) -> URL:
 
     # Outside of the except block: the text holds the password.
     raise VaultConfigError(f"{what}: {problem}.")
-
-
-def _meaning(error: DBAPIError) -> Exception:
-    """What to make of a statement that failed."""
-    from sqlalchemy.exc import InterfaceError
-    from sqlalchemy.exc import OperationalError
-
-    code = _code(error)
-    own = isinstance(code, int)
-
-    if code in _NO_RIGHT:
-        return RotationError(
-            f"The database does not let the user change this password ({_name(error)}):"
-            " grant the right, or name an 'admin' in 'rotate'."
-        )
-
-    if code in _READ_ONLY:
-        return NotYet(f"the database takes no changes now: {_name(error)}")
-
-    # Class 25 is about the transaction, such as one that was idle for too long.
-    if isinstance(code, str) and code.startswith("25"):
-        return NotYet(f"the end is not known: {_name(error)}")
-
-    if code in _NO_VERIFIER:
-        return RotationError(
-            f"The database does not take a password in this form ({_name(error)}): it"
-            " is read-only, or reads passwords to judge them, or the user logs in by a"
-            " plugin of its own. For the last two, give 'rotate' the statement that"
-            " sends it as it is: 'statements': {'change': 'SET PASSWORD ="
-            " PASSWORD({password})'}."
-        )
-
-    if isinstance(error, InterfaceError) or (
-        isinstance(error, OperationalError)
-        and (not own or code in _MAY_PASS or t.cast(int, code) >= 2000)
-    ):
-        return NotYet(f"the end is not known: {_name(error)}")
-
-    return Rejected(f"the database refused it: {_name(error)}")
-
-
-def _code(error: DBAPIError) -> str | int | None:
-    original = error.orig
-    first = original.args[0] if original is not None and original.args else None
-
-    # MySQL's own before the SQLSTATE, which some of its drivers have as well: "42000"
-    # is a right that is missing, and much else.
-    if isinstance(first, int):
-        return first
-
-    for name in ("sqlstate", "pgcode"):
-        code = getattr(original, name, None)
-
-        if isinstance(code, str):
-            return code
-
-    return None
-
-
-def _name(error: DBAPIError) -> str:
-    """Type and code; the text may quote the statement."""
-    code = _code(error)
-    name = type(error.orig).__name__
-    return name if code is None else f"{name}, code {code}"
