@@ -1,7 +1,8 @@
 # Every target makes the virtual environment when it is missing or out of date.
 #
-#   make demo    the example app on a real server
+#   make demo    the example app on real servers
 #   make test    the test suite              (PYTEST_ARGS="-k name" narrows it)
+#   make test-slow  what takes minutes: a cluster's leader lost in 30 rotations
 #   make check   all that must hold besides: lint, format, types, security, docs, packages
 #   make docs    the documentation, in docs/_build/html
 #   make bench   the benchmarks, as a table
@@ -17,7 +18,7 @@ DIST := build/dist
 WHEEL := build/wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types security docs dist bench clean
+.PHONY: help venv demo test test-slow check lint types security docs dist bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,10 +39,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@$(BIN)/python example_app/demo.py
+	@$(BIN)/python -m example_app.demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 check: lint types security docs dist
 

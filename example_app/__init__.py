@@ -1,12 +1,12 @@
-"""Notes behind a login, with a JSON API: an app whose keys come from Vault.
+"""Notes behind a login, with a JSON API: an app whose keys and password are in Vault.
 
-They may be rotated at any time: nobody is logged out, no form or token is refused.
+They may be rotated at any time: nobody is logged out, no form, token or login at the
+database is refused.
 """
 
 from __future__ import annotations
 
 import collections.abc as cabc
-import pathlib
 import typing as t
 
 from flask import Flask
@@ -15,6 +15,7 @@ from flask_wtf import CSRFProtect  # type: ignore[import-untyped]
 
 from flask_vault import FlaskVault
 from flask_vault.integrations import jwt_extended
+from flask_vault.integrations import sqlalchemy
 from flask_vault.integrations import wtf
 
 from . import api
@@ -27,13 +28,12 @@ jwt = JWTManager()
 
 
 def create_app(config: cabc.Mapping[str, t.Any] | None = None) -> Flask:
-    """Make the app. Reads Vault, and touches no file before the first request.
+    """Make the app. Reads Vault, and connects to nothing else before the first request.
 
     :param config: goes over everything else, for tests.
     """
     app = Flask(__name__)
     app.config.from_mapping(
-        DATABASE=str(pathlib.Path(app.instance_path, "notes.sqlite3")),
         SESSION_COOKIE_SAMESITE="Lax",
         JWT_ERROR_MESSAGE_KEY="error",
         # Name and password are both "demo": fine for an example, and for nothing else.
@@ -46,8 +46,8 @@ def create_app(config: cabc.Mapping[str, t.Any] | None = None) -> Flask:
         VAULT_AUTH={"method": "approle"},
         VAULT_PREFIX="example/{environment}",
         # Seconds. Short, so that one can watch; the defaults are 30 and 120.
-        VAULT_REFRESH_INTERVAL=2,
-        VAULT_PROPAGATION_WINDOW=10,
+        VAULT_REFRESH_INTERVAL=1,
+        VAULT_PROPAGATION_WINDOW=5,
         VAULT_SECRETS={
             "SECRET_KEY": {
                 "ref": "flask#secret_key",
@@ -60,6 +60,12 @@ def create_app(config: cabc.Mapping[str, t.Any] | None = None) -> Flask:
                 "rotate": "token",
                 "keyring": True,
                 "env": "JWT_SECRET_KEY",
+            },
+            "SQLALCHEMY_DATABASE_URI": {
+                "ref": "database",
+                "template": "postgresql+psycopg://{username}:{password}@{host}/{dbname}",
+                "rotate": {"kind": "database", "field": "password"},
+                "env": "DATABASE_URL",
             },
         },
     )
@@ -75,7 +81,8 @@ def create_app(config: cabc.Mapping[str, t.Any] | None = None) -> Flask:
     jwt.init_app(app)
     jwt_extended.init_app(app, jwt)
 
-    db.init_app(app)
+    db.database.init_app(app)
+    sqlalchemy.init_app(app, db.database)
     app.register_blueprint(pages.bp)
     app.register_blueprint(api.bp)
     # A token is sent by a program, never by a browser that was tricked into it.

@@ -1,29 +1,37 @@
-"""The notes, in SQLite. One connection for each request that needs one."""
+"""The notes, in a database. That its password changes is no matter here."""
 
 from __future__ import annotations
 
-import pathlib
-import sqlite3
+import datetime
 import typing as t
 
-from flask import current_app
-from flask import Flask
-from flask import g
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
 
 MAX_LENGTH: t.Final = 500
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS note (
-    id INTEGER PRIMARY KEY,
-    author TEXT NOT NULL,
-    text TEXT NOT NULL,
-    created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+database = SQLAlchemy()
+
+
+def _now() -> str:
+    return f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M:%S}"
+
+
+_notes = sa.Table(
+    "note",
+    database.metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("created", sa.Text, nullable=False, default=_now),
 )
-"""
 
 
-def init_app(app: Flask) -> None:
-    app.teardown_appcontext(_close)
+def create_tables(url: str) -> None:
+    """Make the tables, once, as the user who owns them."""
+    engine = sa.create_engine(url)
+    database.metadata.create_all(engine)
+    engine.dispose()
 
 
 def clean_text(raw: object) -> str | None:
@@ -37,42 +45,19 @@ def clean_text(raw: object) -> str | None:
 
 def list_notes() -> list[dict[str, t.Any]]:
     """All notes, the newest first."""
-    rows = _connection().execute("SELECT * FROM note ORDER BY id DESC")
-    return [dict(row) for row in rows]
+    rows = database.session.execute(sa.select(_notes).order_by(_notes.c.id.desc()))
+    return [dict(row) for row in rows.mappings()]
 
 
 def add_note(author: str, text: str) -> dict[str, t.Any]:
-    with _connection() as connection:
-        # Without RETURNING, which SQLite has since 3.35 only.
-        added = connection.execute(
-            "INSERT INTO note (author, text) VALUES (?, ?)", (author, text)
-        )
-
-    rows = connection.execute("SELECT * FROM note WHERE id = ?", (added.lastrowid,))
-    return dict(rows.fetchone())
+    added = database.session.execute(
+        sa.insert(_notes).values(author=author, text=text).returning(_notes)
+    )
+    note = dict(added.mappings().one())
+    database.session.commit()
+    return note
 
 
 def delete_note(number: int) -> None:
-    with _connection() as connection:
-        connection.execute("DELETE FROM note WHERE id = ?", (number,))
-
-
-def _connection() -> sqlite3.Connection:
-    if "db" not in g:
-        # Made here and not in the factory: a command such as "flask vault rotate" makes
-        # the app too, perhaps as a user who has no business with this file.
-        path = pathlib.Path(current_app.config["DATABASE"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        g.db = sqlite3.connect(path)
-        g.db.row_factory = sqlite3.Row
-        g.db.execute(_SCHEMA)
-
-    connection: sqlite3.Connection = g.db
-    return connection
-
-
-def _close(error: BaseException | None) -> None:
-    connection = g.pop("db", None)
-
-    if connection is not None:
-        connection.close()
+    database.session.execute(sa.delete(_notes).where(_notes.c.id == number))
+    database.session.commit()

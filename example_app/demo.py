@@ -21,6 +21,9 @@ import tempfile
 import time
 import typing as t
 
+from . import db
+from .postgres import Postgres
+
 HOST: t.Final = "127.0.0.1"
 PORT: t.Final = 8000
 
@@ -38,41 +41,47 @@ HAND_OVER: t.Final = (
 )
 
 TEXT: t.Final = """
-The app answers at {url}/ with keys from a real server.
+The app answers at {url}/ with keys and a password from a real Vault.
 Log in as "demo" with the password "demo", keep a note, and leave the page open.
 
-Four things to try. Paste them into another terminal, from any directory.
+Five things to try. Paste them into other terminals, from any directory.
 
-1. Get a token, as a program does, and read the notes with it.
+1. Keep the app busy in a second terminal: it counts what fails. Ctrl-C ends it.
+
+    {load}
+
+2. In a third one, get a token, as a program does, and read the notes with it.
 
     {log_in}
     {read}
 
-2. Rotate both keys. The old ones go to an encrypted backup.
+3. Rotate all there is: the key of the sessions, that of the tokens, and the password of
+   the database, PostgreSQL. The old ones go to encrypted backups. It takes 10 seconds.
 
     {rotate}
 
-3. Watch them, a few times within half a minute.
+4. Watch it in a fourth one, a few times meanwhile.
 
     {watch}
 
-   For 10 seconds version 2 is pending: the workers accept it, and sign with the old
-   one. Then it signs, and version 1 is retired, which is accepted as long as there may
+   For 5 seconds the new ones are pending: the workers accept them, and use the old
+   ones. Then they are in use. A key that was replaced is accepted as long as there may
    be something that it has signed. All the while you stay logged in, the page that you
-   left open takes a note, and the token still reads them (the last line of 1).
+   left open takes a note, the token still reads them (the last line of 2), and the
+   count of failures in the second terminal is 0.
 
-4. Restore the backup of the session key. That is a rotation, too, so nobody notices.
+5. Restore the backup of the session key. That is a rotation, too, so nobody notices.
 
     {restore}
 
-Ctrl-C ends the app and the server, and removes their files.
+Ctrl-C ends the app and its servers, and removes their files.
 """
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, help=f"default: {PORT} if it is free")
-    port = parser.parse_args().port or find_port()
+    port = parser.parse_args().port or find_port(PORT, 0)
     asked: list[int] = []
 
     # A flag, and no exception, which could come between a start and its clean-up.
@@ -81,9 +90,12 @@ def main() -> int:
 
     # All temporary files are made in here, also those of the processes that are killed.
     folder = pathlib.Path(tempfile.mkdtemp(prefix="notes-"))
+    postgres = Postgres(folder, find_port(0))
 
     try:
-        process = start(folder, port)
+        postgres.start()
+        db.create_tables(postgres.url)
+        process = start(folder, port, postgres)
 
         try:
             announced = False
@@ -97,6 +109,7 @@ def main() -> int:
         finally:
             stop(process)
     finally:
+        postgres.stop()
         remove(folder)
 
     if asked:
@@ -106,9 +119,9 @@ def main() -> int:
     return code if code >= 0 else 128 - code
 
 
-def find_port() -> int:
-    """The usual port, or another one when somebody has that."""
-    for port in (PORT, 0):
+def find_port(*wanted: int) -> int:
+    """The first of these ports that nobody has. 0 stands for any."""
+    for port in wanted:
         with socket.socket() as probe:
             # As the server does: connections that ended lately do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -123,8 +136,13 @@ def find_port() -> int:
     raise SystemExit(f"No port is free on {HOST}.")
 
 
-def start(folder: pathlib.Path, port: int) -> subprocess.Popen[bytes]:
+def start(
+    folder: pathlib.Path, port: int, postgres: Postgres
+) -> subprocess.Popen[bytes]:
     """Start a Vault, what the app needs in it, and the app."""
+    seed = folder / "seed.json"
+    seed.touch(mode=0o600)
+    seed.write_text(json.dumps({"database": postgres.document}))
     command = [sys.executable, "-m"]
 
     if importlib.util.find_spec("gunicorn") is not None:
@@ -136,12 +154,17 @@ def start(folder: pathlib.Path, port: int) -> subprocess.Popen[bytes]:
 
     hand_over = ["sh", "-c", HAND_OVER, str(folder / "handed-over")]
     return subprocess.Popen(
-        [FLASK, "--app", APP, "vault", "dev", "--", *hand_over, *command],
+        [
+            *(FLASK, "--app", APP, "vault", "dev", "--seed", seed),
+            *("--", *hand_over, *command),
+        ],
         cwd=APP.parent,
         env={
             **os.environ,
             "TMPDIR": str(folder),
-            "FLASK_DATABASE": str(folder / "notes.sqlite3"),
+            # Seconds. So that each worker logs in again and again, as it does when an
+            # app is busy, and not with its first request alone.
+            "FLASK_SQLALCHEMY_ENGINE_OPTIONS": '{"pool_recycle": 1}',
             # The versions and ages of the secrets are nothing to show to everybody.
             "FLASK_VAULT_HEALTH_DETAILS": "always",
         },
@@ -205,6 +228,7 @@ def instructions(folder: pathlib.Path, port: int) -> str:
     newest = f"{flask} vault rotate --list-backups | awk '/^flask_/ {{print $1; exit}}'"
     return TEXT.format(
         url=url,
+        load=f"{shlex.quote(sys.executable)} {shlex.quote(str(APP / 'load.py'))} {url}",
         log_in=f"token=$(curl -sS {url}/api/token -d name=demo -d password=demo)",
         # Not as an argument, which everybody on the machine may see.
         read=f'echo "Authorization: Bearer $token" | curl -sS -H @- {url}/api/notes',

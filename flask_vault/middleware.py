@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import os
+import time
 import typing as t
 
 if t.TYPE_CHECKING:
@@ -19,9 +21,20 @@ class Touching:
     def __init__(self, wsgi_app: WSGIApplication, state: AppState) -> None:
         self.wsgi_app = wsgi_app
         self._state = state
+        self._refresher = state.refresher
 
     def __call__(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> cabc.Iterable[bytes]:
-        self._state.touch()
+        here = self._refresher.here
+
+        # Each call that is not made here counts: there are thousands in a second.
+        if (
+            here is None
+            or time.monotonic() >= here.look_at
+            # A server may fork without a word to Python.
+            or here.pid != os.getpid()
+        ):
+            self._state.touch()
+
         return self.wsgi_app(environ, start_response)

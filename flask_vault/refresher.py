@@ -31,6 +31,9 @@ ASK_PATIENCE: t.Final = 2.0
 #: many hosts do not ask at once.
 JITTER: t.Final = 0.2
 
+#: Most seconds between two looks at whether there is something to do.
+_LOOK_EVERY: t.Final = 0.2
+
 #: Least and most seconds of a sleep.
 _SLEEP: t.Final = 0.02, 3600.0
 
@@ -80,6 +83,8 @@ class _Local:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        #: Monotonic time from which a request has to touch the refresher again.
+        self.look_at = 0.0
         self.lock = threading.Lock()
         self.turn = threading.Lock()
         self.rounds = threading.Condition()
@@ -133,7 +138,9 @@ class Refresher:
         self._on_recovery = on_recovery
         self._on_round = on_round
         self._local: PerProcess[_Local] = PerProcess(_Local)
-        self._here: _Local | None = None
+        self._look_every = min(_LOOK_EVERY, interval / 10)
+        #: What is of this process, once it was touched in one.
+        self.here: _Local | None = None
         self._cannot_start = False
         self.freshness = Freshness()
         #: The paths of which was told since all was good.
@@ -142,19 +149,19 @@ class Refresher:
     # --- what others call ------------------------------------------------------------
 
     def touch(self) -> None:
-        """Have what the mode says done. Called by each request, so it must be cheap."""
-        here = self._here
+        """Have what the mode says done.
+
+        Called before a request, unless that was done a moment ago: see :attr:`here`.
+        """
+        here = self.here = self._local.get()
 
         if self.mode == "thread":
-            if here is None or here.pid != os.getpid() or not _runs(here):
+            if not _runs(here):
                 self._start_if_possible()
-                here = self._local.get()
 
             if self._is_behind(here) and _runs(here):
                 self._catch_up(here)
         elif self.mode == "request":
-            here = self._local.get()
-
             if self._is_behind(here):
                 here.poll_at = 0.0
 
@@ -163,9 +170,11 @@ class Refresher:
             if self._is_behind(here):
                 self._catch_up(here)
 
+        here.look_at = time.monotonic() + self._look_every
+
     def start(self) -> None:
         """Start the thread of this process, unless it runs."""
-        here = self._here = self._local.get()
+        here = self.here = self._local.get()
 
         with here.rounds:
             if here.stopped or (here.thread is not None and here.thread.is_alive()):
@@ -246,12 +255,12 @@ class Refresher:
 
     def is_here(self) -> bool:
         """Whether this is the refresh thread."""
-        here = self._here
+        here = self.here
         return here is not None and here.thread is threading.current_thread()
 
     def is_dead(self) -> bool:
         """Whether there should be a thread, and there is none."""
-        here = self._here
+        here = self.here
         return self._cannot_start or (
             self.mode == "thread"
             and here is not None

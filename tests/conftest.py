@@ -13,6 +13,7 @@ from flask.globals import request_ctx
 
 from tests import canaries
 from tests.helpers import TABLE
+from tests.mariadb import mariadb as mariadb
 from tests.postgres import postgres as postgres
 
 

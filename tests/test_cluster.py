@@ -611,6 +611,35 @@ def test_two_clients_of_standbys_write_one_document_in_turn(
     assert stored(cluster, f"{prefix}/app") == {"client_0": 9, "client_1": 9}
 
 
+def test_a_document_that_others_keep_writing_to_is_written_through_a_standby(
+    cluster: DevCluster, prefix: str
+) -> None:
+    """Faster than the standby learns of it, so that it is always out of date."""
+    leader = new_client(cluster, prefix, servers=[cluster.leader()])
+    client = new_client(cluster, prefix, servers=cluster.standbys())
+    over = threading.Event()
+
+    def keep_writing() -> None:
+        for number in itertools.count():
+            if over.wait(0.03):
+                return
+
+            with contextlib.suppress(CheckAndSetError):
+                leader.set_secret("app", {"theirs": number})
+
+    thread = threading.Thread(target=keep_writing)
+    thread.start()
+
+    try:
+        for number in range(10):
+            client.set_secret("app", {"ours": number})
+    finally:
+        over.set()
+        thread.join(LONG)
+
+    assert stored(cluster, f"{prefix}/app")["ours"] == 9
+
+
 def test_a_write_by_version_does_not_bring_back_what_a_standby_still_has(
     cluster: DevCluster, prefix: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Passwords of a PostgreSQL server that asks for them."""
+"""Passwords of a database server that asks for them: PostgreSQL, mostly."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from flask_vault.rotation.rotators import Rejected
 from flask_vault.rotation.steps import seam
 from flask_vault.rotation.tasks import Result
 from flask_vault.testing.plugin import VaultMount
+from tests.databases import Database
 from tests.helpers import BACKUP_KEY
 from tests.postgres import Postgres
 from tests.postgres import TRUSTED
 
 FIRST = "first-password-77d0"
-
-TEMPLATE = "postgresql+psycopg://{username}:{password}@{host}/postgres"
 
 
 @dataclasses.dataclass
@@ -36,10 +35,14 @@ class Shop:
     """An app with a password of a database to rotate."""
 
     mount: VaultMount
-    postgres: Postgres
+    server: Database
     folder: pathlib.Path
     rotate: dict[str, t.Any] = dataclasses.field(default_factory=dict)
     more: dict[str, t.Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def template(self) -> str:
+        return f"{self.server.driver}://{{username}}:{{password}}@{{host}}/{{dbname}}"
 
     def client(self) -> VaultClient:
         return VaultClient.from_mapping(
@@ -49,7 +52,7 @@ class Shop:
                 VAULT_SECRETS={
                     "DATABASE_URL": {
                         "ref": "database",
-                        "template": TEMPLATE,
+                        "template": self.template,
                         "rotate": {
                             "kind": "database",
                             "field": "password",
@@ -67,7 +70,7 @@ class Shop:
 
     def live_logs_in(self) -> bool:
         live = self.document()
-        return self.postgres.logs_in(live["username"], live["password"])
+        return self.server.logs_in(live["username"], live["password"])
 
     def run(self, **rules: t.Any) -> Result:
         """One run with other rules than usual."""
@@ -82,28 +85,27 @@ class Shop:
         return result
 
 
+def open_shop(mount: VaultMount, server: Database, folder: pathlib.Path) -> Shop:
+    mount.write("database", server.document(server.create_user(FIRST), FIRST))
+    return Shop(mount, server, folder)
+
+
 @pytest.fixture
 def shop(vault_mount: VaultMount, postgres: Postgres, tmp_path: pathlib.Path) -> Shop:
-    user = postgres.create_user(FIRST)
-    vault_mount.write(
-        "database",
-        {"username": user, "password": FIRST, "host": f"127.0.0.1:{postgres.port}"},
-    )
-    return Shop(vault_mount, postgres, tmp_path)
+    return open_shop(vault_mount, postgres, tmp_path)
 
 
-def admin(shop: Shop, name: str = "admin_") -> None:
+def admin(shop: Shop) -> None:
     """Give the rotation an administrator of its own."""
-    user = shop.postgres.create_user("admin-password", "SUPERUSER")
-    host = shop.document()["host"]
-    url = f"postgresql+psycopg://{user}:admin-password@{host}/postgres"
+    user = shop.server.create_admin("admin-password")
+    url = shop.server.url(user, "admin-password")
     shop.mount.write("database-admin", {"url": url})
     shop.rotate["admin"] = "database-admin#url"
 
 
 def alternating(shop: Shop) -> tuple[str, str]:
     first = shop.document()["username"]
-    second = shop.postgres.create_user("nobody-knows-this-one")
+    second = shop.server.create_user("nobody-knows-this-one")
     admin(shop)
     shop.rotate["users"] = [first, second]
     return first, second
@@ -123,7 +125,7 @@ def test_a_user_changes_its_own_password(shop: Shop) -> None:
     assert after["password"] != FIRST
     assert "_rotation" not in after
     assert shop.live_logs_in()
-    assert not shop.postgres.logs_in(user, FIRST)
+    assert not shop.server.logs_in(user, FIRST)
 
 
 def test_an_administrator_changes_it_also_when_the_document_is_wrong(
@@ -141,13 +143,13 @@ def test_two_users_take_turns_and_the_one_in_use_is_never_touched(shop: Shop) ->
     once = shop.document()
     assert once["username"] == second
     assert shop.live_logs_in()
-    assert shop.postgres.logs_in(first, FIRST), "who still has it goes on"
+    assert shop.server.logs_in(first, FIRST), "who still has it goes on"
 
     shop.client().rotate_secret("database", "password")
     assert shop.document()["username"] == first
     assert shop.live_logs_in()
-    assert shop.postgres.logs_in(second, once["password"])
-    assert not shop.postgres.logs_in(first, FIRST)
+    assert shop.server.logs_in(second, once["password"])
+    assert not shop.server.logs_in(first, FIRST)
 
 
 def test_of_two_users_the_previous_can_be_closed(shop: Shop) -> None:
@@ -155,13 +157,13 @@ def test_of_two_users_the_previous_can_be_closed(shop: Shop) -> None:
     shop.rotate["revoke_previous"] = True
     shop.client().rotate_secret("database", "password")
     assert shop.live_logs_in()
-    assert not shop.postgres.logs_in(first, FIRST)
+    assert not shop.server.logs_in(first, FIRST)
 
 
 def test_a_user_with_the_right_changes_the_other_one(shop: Shop) -> None:
     first, second = alternating(shop)
     del shop.rotate["admin"]
-    shop.postgres.run(
+    shop.server.run(
         f"ALTER ROLE {first} CREATEROLE",
         f"GRANT {second} TO {first} WITH ADMIN OPTION",
     )
@@ -198,7 +200,7 @@ def test_the_databases_log_holds_no_password(shop: Shop) -> None:
     alternating(shop)
     shop.client().rotate_secret("database", "password")
     seen.append(shop.document()["password"])
-    log = shop.postgres.log
+    log = shop.server.log
     assert log.count("PASSWORD 'SCRAM-SHA-256$") >= 3
     # The test itself made the first one, in plain text.
     assert [value for value in seen[1:] if value in log] == []
@@ -218,7 +220,7 @@ def test_the_verifier_is_one_that_the_server_would_make(postgres: Postgres) -> N
 
 def test_a_database_that_takes_any_password_is_refused(shop: Shop) -> None:
     """No login proves anything there."""
-    shop.postgres.run(f"DROP ROLE IF EXISTS {TRUSTED}", f"CREATE ROLE {TRUSTED} LOGIN")
+    shop.server.run(f"DROP ROLE IF EXISTS {TRUSTED}", f"CREATE ROLE {TRUSTED} LOGIN")
     before = {**shop.document(), "username": TRUSTED}
     shop.mount.write("database", before)
 
@@ -236,7 +238,7 @@ def test_a_document_that_is_wrong_already_is_refused(shop: Shop) -> None:
         shop.client().rotate_secret("database", "password")
 
     assert shop.document() == before
-    assert shop.postgres.logs_in(before["username"], FIRST)
+    assert shop.server.logs_in(before["username"], FIRST)
 
 
 def test_an_administrator_of_another_server_is_refused(shop: Shop) -> None:
@@ -310,7 +312,7 @@ def test_a_password_that_somebody_else_changed_meanwhile_needs_a_person(
     def interfere(step: str) -> None:
         if step == "applying":
             user = shop.document()["username"]
-            shop.postgres.run(f"ALTER ROLE {user} PASSWORD 'by hand'")
+            shop.server.run(f"ALTER ROLE {user} PASSWORD 'by hand'")
 
     with seam(interfere):
         result = shop.run()
@@ -323,7 +325,7 @@ def test_a_password_that_somebody_else_changed_meanwhile_needs_a_person(
     assert shop.mount.read("database") == stuck
 
     # Whatever is in the journal is a way out.
-    shop.postgres.run(f"ALTER ROLE {stuck['username']} PASSWORD '{FIRST}'")
+    shop.server.run(f"ALTER ROLE {stuck['username']} PASSWORD '{FIRST}'")
     assert shop.run().state == "done"
     assert shop.live_logs_in()
 
@@ -355,7 +357,7 @@ def test_a_right_that_is_missing_is_not_the_values_fault(shop: Shop) -> None:
 
     # Given the right, the same operation goes on.
     first = shop.document()["username"]
-    shop.postgres.run(
+    shop.server.run(
         f"ALTER ROLE {first} CREATEROLE",
         f"GRANT {second} TO {first} WITH ADMIN OPTION",
     )
@@ -373,8 +375,7 @@ def test_a_session_that_the_server_ends_before_the_commit_is_begun_anew(
     def end(step: str) -> None:
         if step == "before commit" and not ended:
             ended.append(step)
-            of_user = f"FROM pg_stat_activity WHERE usename = '{user}'"
-            shop.postgres.run(f"SELECT pg_terminate_backend(pid) {of_user}")
+            shop.server.end_sessions(user)
 
     with seam(end):
         assert shop.run(verify_for=10).state == "done"

@@ -109,3 +109,13 @@ def test_an_own_lock_leaves_the_password_encoded() -> None:
 def test_each_user_has_a_lock_of_its_own() -> None:
     assert lock_key("a") == lock_key("a") != lock_key("b")
     assert -(2**63) <= lock_key("a") < 2**63
+
+
+def test_a_statement_of_ones_own_leaves_the_others_as_they_are() -> None:
+    own = dialect_for(
+        connected_to("mysql", is_mariadb=True),
+        None,
+        {"change": "SET PASSWORD = PASSWORD({password})"},
+    )
+    assert own.fill(own.change, "app", "pass-word", "%").endswith("('pass-word')")
+    assert "pass-word" not in change(own)

@@ -126,6 +126,7 @@ VARIABLE = (
     (re.compile(r'"(age|last_\w+|next_change)_seconds": \d+'), "AGE"),
     (re.compile(r"\b\d+ (s|min|h|d)(?=$|  )", re.M), "AGE"),
     (re.compile(r"[A-Za-z0-9_-]{43}=?"), "KEY"),
+    (re.compile(r"^\d+ requests,", re.M), "REQUESTS"),
     (re.compile(r" {2,}"), "  "),
     (re.compile(r" +$", re.M), ""),
 )
@@ -168,7 +169,8 @@ class Terminal:
         self._process = subprocess.Popen(
             ["bash", "--norc", "--noprofile", "-c", take],
             cwd=folder,
-            env=environ,
+            # The pages show a sentence in one line, and a browser folds it.
+            env={**environ, "COLUMNS": "1000"},
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -451,7 +453,8 @@ def commands_in(source: str) -> cabc.Iterator[tuple[str, str]]:
 
 def is_server(command: str) -> bool:
     """Whether a command goes on until somebody ends it."""
-    pattern = "flask run|flask vault dev|(gunicorn|bao agent) .*"
+    pattern = "flask run|flask vault dev( -- gunicorn .*)?|(gunicorn|bao agent) .*"
+    pattern += "|python load.py"
     return re.fullmatch(pattern, command) is not None
 
 
@@ -711,3 +714,19 @@ def test_the_comparison_counts_our_requests_right(server: DevServer) -> None:
     assert row.split("|")[2].split() == ["6", "(²)"]
     assert requests_with() == 6
     assert requests_with(VAULT_KV_VERSION=2) == 5
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    page = (DOCS / "threat-model.rst").read_text("utf-8")
+    _, _, table = page.partition(".. _what-shows-it:")
+    files = re.split(r"``(test_\w+\.py)``", table)[1:]
+    claimed = [
+        (file, name)
+        for file, names in zip(files[::2], files[1::2], strict=True)
+        for name in re.findall(r"``(test_\w+)``", names)
+    ]
+    assert len(claimed) > 20
+
+    for file, name in claimed:
+        text = (ROOT / "tests" / file).read_text("utf-8")
+        assert re.search(rf"^ *def {name}\(", text, re.M), (file, name)

@@ -159,10 +159,15 @@ def test_an_app_with_nothing_wrong(good: Config) -> None:
     }
 
 
-def test_the_example_app_on_a_development_server() -> None:
+def test_the_example_app_on_a_development_server(
+    postgres: Postgres, tmp_path: pathlib.Path
+) -> None:
+    user = postgres.create_user("first")
+    seed = tmp_path / "seed.json"
+    seed.write_text(json.dumps({"database": postgres.document(user, "first")}))
     program = [sys.executable, "-m", "flask", "--app", "example_app", "vault"]
     done = subprocess.run(
-        [*program, "dev", "--", *program, "doctor"],
+        [*program, "dev", "--seed", seed, "--", *program, "doctor"],
         cwd=pathlib.Path(__file__).parent.parent,
         capture_output=True,
         text=True,
@@ -170,7 +175,8 @@ def test_the_example_app_on_a_development_server() -> None:
         timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "entries  pass  SECRET_KEY: flask#secret_key, version 1" in done.stdout
+    found = r"^entries +pass  SECRET_KEY: flask#secret_key, version 1$"
+    assert re.search(found, done.stdout, re.M)
     assert not re.search(r"^\w+ +(warn|fail) ", done.stdout, re.M)
 
 

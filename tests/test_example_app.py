@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import http.cookiejar
 import json
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -31,12 +34,15 @@ from flask_vault.rotation.keys import new_key
 from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
 from flask_vault.testing.plugin import VaultMount
+from tests.postgres import Postgres
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLASK = pathlib.Path(sys.executable).with_name("flask")
 
 FLASK_PATH = "example/test/flask"
 JWT_PATH = "example/test/jwt"
+DATABASE_PATH = "example/test/database"
+PASSWORD = "first-password-77d0"
 LOGIN = {"name": "demo", "password": "demo"}
 FORM = re.compile(r'name="csrf_token" value="([^"]+)"')
 
@@ -88,22 +94,33 @@ def write_keys(mount: VaultMount, word: str) -> None:
 
 
 @pytest.fixture
+def user(postgres: Postgres) -> str:
+    """A user of the database, with tables that nobody else sees."""
+    name = postgres.create_user(PASSWORD)
+    postgres.run(f"CREATE SCHEMA AUTHORIZATION {name}")
+    db.create_tables(postgres.url(name, PASSWORD))
+    return name
+
+
+@pytest.fixture
 def make_app(
-    vault_server: DevServer, vault_mount: VaultMount, tmp_path: pathlib.Path
-) -> MakeApp:
-    """Makes the app as it runs: behind an AppRole that may read two documents."""
+    vault_server: DevServer, vault_mount: VaultMount, postgres: Postgres, user: str
+) -> cabc.Iterator[MakeApp]:
+    """Makes the app as it runs: behind an AppRole that may read its documents."""
     write_keys(vault_mount, "first")
+    vault_mount.write(DATABASE_PATH, postgres.document(user, PASSWORD))
     policy = "\n".join(
         f'path "{vault_mount.name}/{kind}/{path}" {{ capabilities = ["read"] }}'
-        for path in (FLASK_PATH, JWT_PATH)
+        for path in (FLASK_PATH, JWT_PATH, DATABASE_PATH)
         for kind in ("data", "metadata")
     )
     role_id, secret_id = vault_server.create_approle(vault_mount.name, policy)
 
+    made: list[Flask] = []
+
     def make(**config: object) -> Flask:
-        return create_app(
+        app = create_app(
             {
-                "DATABASE": str(tmp_path / "data" / "notes.sqlite3"),
                 "VAULT_ADDR": vault_mount.address,
                 "VAULT_AUTH": {
                     "method": "approle",
@@ -116,8 +133,14 @@ def make_app(
                 **config,
             }
         )
+        made.append(app)
+        return app
 
-    return make
+    yield make
+
+    for app in made:
+        with app.app_context():
+            db.database.engine.dispose()
 
 
 @pytest.fixture
@@ -138,9 +161,10 @@ def browser(client: FlaskClient) -> Browser:
 # The app.
 
 
-def test_both_secrets_come_from_vault(app: Flask) -> None:
+def test_its_secrets_come_from_vault(app: Flask, user: str) -> None:
     assert app.config["SECRET_KEY"] == "the-first-session-key"
     assert app.config["JWT_SECRET_KEY"].startswith("the-first-token-key")
+    assert f"{user}:{PASSWORD}@" in app.config["SQLALCHEMY_DATABASE_URI"]
 
 
 def test_the_app_can_read_its_secrets_and_not_write_them(app: Flask) -> None:
@@ -148,8 +172,11 @@ def test_the_app_can_read_its_secrets_and_not_write_them(app: Flask) -> None:
         app.extensions["vault"].client.set_secret("flask", {"secret_key": "mine"})
 
 
-def test_making_the_app_touches_no_file(app: Flask, tmp_path: pathlib.Path) -> None:
-    assert list(tmp_path.iterdir()) == []
+def test_making_the_app_connects_to_no_database(
+    app: Flask, postgres: Postgres, user: str
+) -> None:
+    """A command such as "flask vault rotate" makes it, too."""
+    assert postgres.connections(user) == set()
 
 
 @pytest.mark.parametrize(
@@ -284,6 +311,20 @@ def test_a_rotation_logs_nobody_out_and_refuses_no_form_and_no_token(
     assert client.get("/api/notes", headers=headers).status_code == 200
 
 
+def test_a_new_password_of_the_database_refuses_no_request(
+    make_app: MakeApp, vault_mount: VaultMount, postgres: Postgres, user: str
+) -> None:
+    app = make_app()
+    client = app.test_client()
+    headers = bearer(client)
+    assert client.get("/api/notes", headers=headers).status_code == 200
+    postgres.set_password(user, "second-password")
+    vault_mount.write(DATABASE_PATH, postgres.document(user, "second-password"))
+    vault.refresh(app)
+    assert client.get("/api/notes", headers=headers).status_code == 200
+    assert "second-password" in app.config["SQLALCHEMY_DATABASE_URI"]
+
+
 def test_the_other_workers_accept_what_the_first_one_signs(make_app: MakeApp) -> None:
     browser, other = Browser(make_app().test_client()), make_app().test_client()
     browser.log_in()
@@ -320,13 +361,17 @@ def test_the_health_shows_no_details_unless_it_is_asked_to(make_app: MakeApp) ->
     assert {key: secret["source"] for key, secret in secrets.items()} == {
         "SECRET_KEY": "vault",
         "JWT_SECRET_KEY": "vault",
+        "SQLALCHEMY_DATABASE_URI": "vault",
     }
     assert "the-first" not in response.text
 
 
 def test_it_runs_without_vault_on_the_environment(
-    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
+    url = f"sqlite:///{tmp_path / 'notes.sqlite3'}"
+    db.create_tables(url)
+    monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.setenv("SECRET_KEY", "made-up")
     monkeypatch.setenv("JWT_SECRET_KEY", "made-up-too".ljust(32, "."))
     client = make_app(VAULT_ENABLED=False, VAULT_ADDR=None).test_client()
@@ -472,16 +517,17 @@ class Demo:
     """``make demo`` in one terminal, and a shell in another one."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self.temporary = folder / "tmp"
+        # As /tmp is: others may enter it, as the user who runs PostgreSQL for root.
+        self.temporary = pathlib.Path(tempfile.mkdtemp(prefix="flask-vault-demo-"))
+        self.temporary.chmod(0o711)
         self.elsewhere = folder / "elsewhere"
-        self.temporary.mkdir()
         self.elsewhere.mkdir()
         self._output = folder / "output"
         self.port = find_port()
 
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "example_app/demo.py", "--port", str(self.port)],
+                [sys.executable, "-m", "example_app.demo", "--port", str(self.port)],
                 cwd=ROOT,
                 env={**os.environ, "TMPDIR": str(self.temporary)},
                 stdout=output,
@@ -503,26 +549,36 @@ class Demo:
         _, _, text = self.output.partition("The app answers")
         return [line.strip() for line in text.splitlines() if line.startswith(" " * 4)]
 
-    def paste(self, command: str) -> str:
-        """Run what was printed, in a shell that knows nothing of this one."""
-        done = subprocess.run(
+    def open_terminal(self, command: str) -> subprocess.Popen[str]:
+        """Paste what was printed into a shell that knows nothing of this one."""
+        return subprocess.Popen(
             ["sh", "-c", command],
             cwd=self.elsewhere,
             env={"PATH": os.environ["PATH"], "HOME": str(self.elsewhere)},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=30,
         )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        return done.stdout
+
+    def paste(self, command: str) -> str:
+        """The same, to its end."""
+        with self.open_terminal(command) as terminal:
+            output, errors = terminal.communicate(timeout=30)
+
+        assert terminal.returncode == 0, errors
+        # How far a rotation is.
+        assert re.sub(r"database#password: .*\n", "", errors) == ""
+        return output
 
     def operate(self, arguments: str) -> str:
         """Run a ``flask vault`` command as the operator that the demo makes one."""
-        _, environment, *_ = shlex.split(self.commands()[2].removeprefix("("))
+        _, environment, *_ = shlex.split(self.commands()[3].removeprefix("("))
         flask = shlex.quote(str(FLASK))
-        return self.paste(f". {shlex.quote(environment)} && {flask} vault {arguments}")
+        # Two seconds are two polls, and no new password has to be watched here.
+        window = "export FLASK_VAULT_PROPAGATION_WINDOW=2"
+        become = f". {shlex.quote(environment)} && {window}"
+        return self.paste(f"{become} && {flask} vault {arguments}")
 
     def end(self, number: int) -> None:
         started = descendants(self.process.pid)
@@ -531,30 +587,45 @@ class Demo:
         wait_until(lambda: not any(map(is_running, started)))
         assert list(self.temporary.iterdir()) == []
 
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(20)
+
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
 
 @pytest.fixture
 def demo(tmp_path: pathlib.Path) -> cabc.Iterator[Demo]:
-    demo = Demo(tmp_path)
-    yield demo
-
-    if demo.process.poll() is None:
-        demo.process.terminate()
-        demo.process.wait(20)
+    with contextlib.closing(Demo(tmp_path)) as demo:
+        yield demo
 
 
 def test_everything_that_the_demo_tells_to_try_works(demo: Demo) -> None:
     demo.wait_for_its_text()
-    log_in, read, rotate, watch, restore = demo.commands()
+    load, log_in, read, rotate, watch, restore = demo.commands()
     browser = DistantBrowser(f"http://127.0.0.1:{demo.port}")
     browser.open("/login", csrf_token=browser.open_form("/login"), **LOGIN)
     form = browser.open_form()
     original = demo.operate("get SECRET_KEY --reveal")
     token = demo.paste(f'{log_in}; echo "$token"').strip()
 
-    assert "secret_key rotated, version 2" in demo.paste(rotate)
+    with (
+        demo.open_terminal(f"exec {load}") as busy,
+        demo.open_terminal(rotate) as rotation,
+    ):
+        wait_until(lambda: "2 pending, 1 signing" in demo.paste(watch), 30)
+        rotated, errors = rotation.communicate(timeout=60)
+        assert rotation.returncode == 0, errors
+        assert rotated.count("secret_key rotated, version 2") == 2
+        assert "database: password rotated, version 6" in rotated
+        wait_until(lambda: "2 signing, 1 retired" in demo.paste(watch), 30)
+        busy.send_signal(signal.SIGINT)
+        counted, _ = busy.communicate(timeout=30)
+
+    assert re.search(r"^\d{3,} requests, 0 failures$", counted, re.M), counted
+    assert busy.returncode == 0
     assert demo.operate("get SECRET_KEY --reveal") != original
-    assert "2 pending, 1 signing" in demo.paste(watch)
-    wait_until(lambda: "2 signing, 1 retired" in demo.paste(watch), 30)
     assert browser.is_logged_in()
     assert (
         "kept through it all"
@@ -570,11 +641,23 @@ def test_everything_that_the_demo_tells_to_try_works(demo: Demo) -> None:
     assert original.strip() not in demo.output
 
 
+def test_the_load_says_when_there_is_nobody_to_ask() -> None:
+    url = f"http://127.0.0.1:{find_port()}"
+    done = subprocess.run(
+        [sys.executable, ROOT / "example_app" / "load.py", url],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert f"The app at {url} lets nobody in" in done.stderr
+
+
 def test_all_secrets_of_the_demo_are_rotated_and_restored(demo: Demo) -> None:
     demo.wait_for_its_text()
 
     def values() -> list[str]:
-        keys = ("SECRET_KEY", "JWT_SECRET_KEY")
+        keys = ("SECRET_KEY", "JWT_SECRET_KEY", "SQLALCHEMY_DATABASE_URI")
         return [demo.operate(f"get {key} --reveal") for key in keys]
 
     original = values()
@@ -582,7 +665,8 @@ def test_all_secrets_of_the_demo_are_rotated_and_restored(demo: Demo) -> None:
     assert not set(values()) & set(original)
 
     backups = json.loads(demo.operate("rotate --list-backups --json"))
-    assert {backup["path"].rpartition("/")[2] for backup in backups} == {"flask", "jwt"}
+    paths = {backup["path"].rpartition("/")[2] for backup in backups}
+    assert paths == {"flask", "jwt", "database"}
 
     for backup in backups:
         demo.operate(f"rotate --restore {backup['file']}")
@@ -623,7 +707,8 @@ def test_a_demo_that_cannot_start_ends_with_the_reason(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLASK_VAULT_PREFIX", "a//b")
-    demo = Demo(tmp_path)
-    assert demo.process.wait(20) == 2
-    assert "VAULT_PREFIX 'a//b' has an empty segment" in demo.output
-    assert list(demo.temporary.iterdir()) == []
+
+    with contextlib.closing(Demo(tmp_path)) as demo:
+        assert demo.process.wait(20) == 2
+        assert "VAULT_PREFIX 'a//b' has an empty segment" in demo.output
+        assert list(demo.temporary.iterdir()) == []

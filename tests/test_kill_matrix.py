@@ -34,8 +34,11 @@ from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
 from flask_vault.testing.plugin import VaultMount
 from tests.apps import provider
+from tests.databases import Database
 from tests.helpers import BACKUP_KEY
 from tests.helpers import show_at_the_end
+from tests.mariadb import installed
+from tests.mariadb import MariaDB
 from tests.postgres import Postgres
 
 FIRST = "first-password-77d0"
@@ -61,6 +64,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "signing": ("started", "backed up", "done"),
     "database, single": _DATABASE,
     "database, alternating": _DATABASE,
+    "database, MariaDB": _DATABASE,
     "callable": (
         "started",
         "intended",
@@ -76,6 +80,17 @@ PASSED: dict[str, tuple[str, ...]] = {
     ),
 }
 
+#: The same, for the table of a test.
+KINDS = [
+    pytest.param(
+        kind,
+        marks=pytest.mark.skipif(
+            "MariaDB" in kind and not installed(), reason="there is no MariaDB"
+        ),
+    )
+    for kind in PASSED
+]
+
 FAULTS = ("lost reply", "500", "403", "ENOSPC", "timeout")
 
 #: Whether what is rotated did not need a second run, by kind, fault and step.
@@ -89,6 +104,7 @@ class World:
     mount: VaultMount
     proxy: FaultProxy
     postgres: Postgres
+    mariadb: MariaDB | None
     folder: pathlib.Path
     commands: subprocess.Popen[str]
     admin: str
@@ -105,7 +121,8 @@ class World:
 
         if kind.startswith("database"):
             self.rotate = {"kind": "database", "field": "password"}
-            before["username"] = self.postgres.create_user(FIRST)
+            user = self.server.create_user(FIRST)
+            before |= self.server.document(user, FIRST)
 
         if kind == "database, alternating":
             other = self.postgres.create_user("nobody-knows-this-one")
@@ -119,6 +136,14 @@ class World:
         self.mount.write(self.path, before)
 
     @property
+    def server(self) -> Database:
+        if "MariaDB" not in self.kind:
+            return self.postgres
+
+        assert self.mariadb is not None
+        return self.mariadb
+
+    @property
     def backup_dir(self) -> pathlib.Path:
         return self.folder / self.path
 
@@ -129,8 +154,8 @@ class World:
         }
 
         if self.kind.startswith("database"):
-            address = f"127.0.0.1:{self.postgres.port}/postgres"
-            template = "postgresql+psycopg://{username}:{password}@" + address
+            driver = self.server.driver
+            template = f"{driver}://{{username}}:{{password}}@{{host}}/{{dbname}}"
             entry = {"ref": self.path, "template": template, "rotate": self.rotate}
 
         return self.mount.config(
@@ -182,7 +207,7 @@ class World:
     def works(self, data: cabc.Mapping[str, t.Any]) -> bool:
         """Whether the target takes these values."""
         if self.kind.startswith("database"):
-            return self.postgres.logs_in(data["username"], data["password"])
+            return self.server.logs_in(data["username"], data["password"])
 
         return self.kind != "callable" or data["password"] in provider.keys()
 
@@ -210,6 +235,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(
+    request: pytest.FixtureRequest,
     vault_server: DevServer,
     postgres: Postgres,
     tmp_path_factory: pytest.TempPathFactory,
@@ -225,10 +251,9 @@ def world(
     name = f"matrix-{secrets.token_hex(4)}"
     vault_server.enable_kv(name)
     mount = VaultMount(name, vault_server.address, vault_server.root_token)
-    admin = postgres.create_user("admin-password", "SUPERUSER")
-    host = f"127.0.0.1:{postgres.port}"
-    url = f"postgresql+psycopg://{admin}:admin-password@{host}/postgres"
-    mount.write("admin", {"url": url})
+    mariadb = request.getfixturevalue("mariadb") if installed() else None
+    admin = postgres.create_admin("admin-password")
+    mount.write("admin", {"url": postgres.url(admin, "admin-password")})
 
     with (
         subprocess.Popen(
@@ -240,7 +265,7 @@ def world(
         ) as commands,
         FaultProxy(vault_server.address) as proxy,
     ):
-        yield World(mount, proxy, postgres, folder, commands, admin)
+        yield World(mount, proxy, postgres, mariadb, folder, commands, admin)
         assert commands.stdin is not None
         commands.stdin.close()
 
@@ -265,7 +290,7 @@ def _table(request: pytest.FixtureRequest) -> cabc.Iterator[None]:
     )
 
 
-@pytest.mark.parametrize("kind", PASSED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_a_step_the_plain_command_ends_it(kind: str, world: World) -> None:
     for step in PASSED[kind]:
         world.renew(kind)
@@ -339,7 +364,7 @@ def fault_after(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("kind", PASSED)
+@pytest.mark.parametrize("kind", [kind for kind in PASSED if "MariaDB" not in kind])
 def test_with_a_fault_at_a_step_the_plain_command_ends_it(
     kind: str, fault: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import collections.abc as cabc
+import contextlib
 import datetime
 import functools
 import pathlib
@@ -10,17 +12,27 @@ import time
 import typing as t
 
 import pytest
+import sqlalchemy as sa
 
+from flask_vault import RotationError
 from flask_vault import UnfinishedRotationError
+from flask_vault import VaultConnectionError
 from flask_vault import VaultSealedError
+from flask_vault.extension import state_of
+from flask_vault.integrations import sqlalchemy as integration
+from flask_vault.rotation.backup import BackupStore
 from flask_vault.rotation.journal import record_of
 from flask_vault.rotation.steps import seam
+from flask_vault.state import AppState
 from flask_vault.testing import DevServer
 from flask_vault.testing import FaultProxy
 from flask_vault.testing.api import Api
 from flask_vault.testing.plugin import VaultMount
 from tests.helpers import approle
+from tests.helpers import BACKUP_KEY
+from tests.helpers import start_app
 from tests.postgres import Postgres
+from tests.test_database_rotation import admin
 from tests.test_database_rotation import FIRST
 from tests.test_database_rotation import Shop
 from tests.test_database_rotation import shop as shop
@@ -45,6 +57,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     ),
     "the leader of a cluster is killed during a write": (
         "test_cluster.test_reads_go_on_and_nothing_is_lost_without_the_leader",
+        "test_rotation_on_raft.test_a_rotation_survives_the_loss_of_the_leader",
     ),
     "a standby is cut off and serves old data": (
         "test_refresh.test_an_answer_that_is_older_is_not_taken",
@@ -108,10 +121,12 @@ TABLE: dict[str, tuple[str, ...]] = {
     "the database takes any password": (
         "test_database_rotation.test_a_database_that_takes_any_password_is_refused",
     ),
-    # A replica in a failover is a document that is ahead of the database.
-    "the database goes back to an older password": (
-        "test_database_rotation.test_an_administrator_changes_it_also_when_the_document_is_wrong",
-        "test_journal.test_the_candidates_are_current_pending_previous",
+    # The replica is a second server that was left behind by the rotation: streaming
+    # replication that is cut off in time ends in the same state.
+    "a failover to a replica that has the old password": (
+        "test_rotation_faults.test_a_failover_to_a_replica_with_the_old_password",
+        "test_rotation_faults.test_a_failover_after_the_rotation_is_found_and_repaired",
+        "test_rotation_faults.test_a_replica_that_takes_no_changes_yet_is_waited_for",
     ),
     "an answer is a redirect, HTML, a 429": (
         "test_retries.test_a_redirect_takes_the_token_to_no_other_host",
@@ -228,3 +243,113 @@ def test_a_clock_that_is_a_day_off_ends_no_wait(
     assert shop.run(wait=False).state == "PREPARED"
     record = record_of(shop.document(), "password")
     assert record is not None and record.state == "PREPARED"
+
+
+@pytest.fixture
+def replica(shop: Shop) -> cabc.Iterator[Postgres]:
+    """Another server with the same user, who has the first password there."""
+    user = shop.document()["username"]
+
+    with Postgres() as server:
+        server.run(f"CREATE ROLE {user} LOGIN PASSWORD '{FIRST}'")
+        yield server
+
+
+def fail_over(shop: Shop, replica: Postgres) -> None:
+    """Have the app's name for the database lead to the replica."""
+    shop.server = replica
+    host = f"{replica.host}:{replica.port}"
+    shop.mount.write("database", {**shop.mount.read("database"), "host": host})
+
+
+@contextlib.contextmanager
+def an_engine(shop: Shop) -> cabc.Iterator[tuple[AppState, sa.Engine]]:
+    """The engine of a worker, which has just asked Vault."""
+    key = integration.DEFAULT_KEY
+    entry = {"ref": "database", "template": shop.template}
+    config = shop.mount.config(VAULT_REFRESH_MODE="off", VAULT_SECRETS={key: entry})
+    app = start_app(config)
+    engine = sa.create_engine(app.config[key])
+    integration.follow(app, engine, key)
+
+    yield state_of(app), engine
+
+    engine.dispose()
+
+
+@pytest.mark.parametrize("step", ["committed", "promoted"])
+def test_a_failover_to_a_replica_with_the_old_password(
+    step: str, shop: Shop, replica: Postgres
+) -> None:
+    """While the rotation is open. Workers still know the old password, and the next run
+    puts the new one there, too."""
+    with seam(at(step, lambda: fail_over(shop, replica))), seam(at(step, stop)):
+        interrupted = shop.run()
+
+    assert interrupted.error is not None
+
+    with an_engine(shop) as (_, engine), engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT 1")) == 1
+
+    again = shop.run()
+    assert again.operation == interrupted.operation
+    assert again.state == "done"
+    assert shop.document()["password"] != FIRST
+    assert shop.live_logs_in()
+
+
+def test_a_failover_after_the_rotation_is_found_and_repaired(
+    shop: Shop, replica: Postgres
+) -> None:
+    """The journal is gone by then. What the database has, is in the backup alone."""
+    shop.run()
+    fail_over(shop, replica)
+    new = shop.document()["password"]
+    result = shop.run()
+    assert type(result.error) is RotationError
+    assert "does not take 'password' of the document" in str(result.error)
+    assert shop.document()["password"] == new
+
+    # Whoever may change the password needs no old one.
+    admin(shop)
+    assert shop.run().state == "done"
+    assert shop.live_logs_in()
+
+
+def test_a_replica_that_takes_no_changes_yet_is_waited_for(shop: Shop) -> None:
+    user = shop.document()["username"]
+    shop.server.run(f"ALTER ROLE {user} SET default_transaction_read_only = on")
+    result = shop.run()
+    assert isinstance(result.error, UnfinishedRotationError)
+    assert "takes no changes now" in str(result.error)
+    assert result.state == "APPLYING"
+
+    shop.server.run(f"ALTER ROLE {user} RESET default_transaction_read_only")
+    assert shop.run().operation == result.operation
+    assert shop.live_logs_in()
+
+
+def test_a_transaction_that_the_server_ends_is_no_rejected_password(shop: Shop) -> None:
+    """As after a write to Vault that took longer than a transaction may be idle."""
+    user = shop.document()["username"]
+
+    def wait_for_its_end() -> None:
+        deadline = time.monotonic() + 20
+
+        while shop.server.connections(user):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with seam(at("fenced", wait_for_its_end)):
+        result = shop.run(verify_for=20)
+
+    assert "idle-in-transaction" in shop.server.log
+    assert result.state == "done"
+    assert not result.joined
+    backups = BackupStore(shop.folder / "backups", [BACKUP_KEY]).list()
+    assert len(backups) == 1, "no second value was made"
+    assert shop.live_logs_in()
+
+
+def stop() -> None:
+    raise VaultConnectionError("the rotator is cut off")

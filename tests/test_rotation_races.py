@@ -19,13 +19,38 @@ from flask_vault import AlreadyRotatedError
 from flask_vault.rotation.backup import BackupStore
 from flask_vault.rotation.steps import seam
 from flask_vault.rotation.tasks import Result
+from flask_vault.testing.plugin import VaultMount
 from tests.helpers import at_once
 from tests.helpers import BACKUP_KEY
-from tests.postgres import Postgres
 from tests.test_database_rotation import alternating
 from tests.test_database_rotation import FIRST
+from tests.test_database_rotation import open_shop
 from tests.test_database_rotation import Shop
 from tests.test_database_rotation import shop as shop
+
+SINGLE = ["postgres, single", "mariadb, single"]
+
+
+@pytest.fixture(params=[*SINGLE, "postgres, alternating", "mariadb, alternating"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which server, and whether its user changes its own password."""
+    return str(request.param)
+
+
+@pytest.fixture
+def any_shop(
+    kind: str,
+    request: pytest.FixtureRequest,
+    vault_mount: VaultMount,
+    tmp_path: pathlib.Path,
+) -> Shop:
+    server, _, users = kind.partition(", ")
+    shop = open_shop(vault_mount, request.getfixturevalue(server), tmp_path)
+
+    if users == "alternating":
+        alternating(shop)
+
+    return shop
 
 
 def operations_of(*folders: pathlib.Path) -> set[str]:
@@ -37,13 +62,10 @@ def operations_of(*folders: pathlib.Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("kind", ["single", "alternating"])
 def test_eight_rotations_at_once_on_two_hosts_are_one(
-    kind: str, shop: Shop, tmp_path: pathlib.Path
+    any_shop: Shop, tmp_path: pathlib.Path
 ) -> None:
-    if kind == "alternating":
-        alternating(shop)
-
+    shop = any_shop
     hosts = [tmp_path / "one", tmp_path / "two"]
     ready = threading.Barrier(8)
 
@@ -108,20 +130,17 @@ class Zombie:
 
 
 @pytest.mark.parametrize("fenced", [True, False])
-@pytest.mark.parametrize("kind", ["single", "alternating"])
 def test_a_zombie_stands_down_and_without_the_fence_it_would_not(
-    fenced: bool, kind: str, shop: Shop
+    fenced: bool, kind: str, any_shop: Shop
 ) -> None:
     """Stopped before it changes the password; others finish its operation, and more."""
-    if kind == "alternating":
-        alternating(shop)
-
+    shop = any_shop
     zombie = Zombie(shop, "connected", {"fenced": fenced})
 
     with zombie.standing_still():
         # The first is the zombie's own, the others are new. Where users take turns,
         # the zombie's is in use again after three.
-        for _ in range(2 if kind == "single" else 3):
+        for _ in range(3 if "alternating" in kind else 2):
             assert shop.run().state == "done"
 
         before = shop.document()
@@ -136,9 +155,11 @@ def test_a_zombie_stands_down_and_without_the_fence_it_would_not(
         assert zombie.result.joined
 
 
+@pytest.mark.parametrize("kind", SINGLE)
 def test_one_that_stops_with_the_lock_in_its_hands_delays_the_others_by_seconds(
-    shop: Shop,
+    any_shop: Shop,
 ) -> None:
+    shop = any_shop
     zombie = Zombie(shop, "fenced", {})
 
     with zombie.standing_still():
@@ -171,6 +192,7 @@ def connecting(shop: Shop, number: int) -> cabc.Iterator[list[dict[str, int]]]:
         "TEST_MOUNT": shop.mount.name,
         "TEST_VAULT": shop.mount.address,
         "TEST_TOKEN": shop.mount.token,
+        "TEST_TEMPLATE": shop.template,
     }
     ends: list[dict[str, int]] = []
 
@@ -199,12 +221,12 @@ def connecting(shop: Shop, number: int) -> cabc.Iterator[list[dict[str, int]]]:
             ends.append(json.loads(said))
 
 
-@pytest.mark.parametrize("kind", ["single", "alternating"])
 def test_no_new_connection_is_refused_while_the_password_is_rotated(
-    kind: str, shop: Shop
+    kind: str, any_shop: Shop
 ) -> None:
-    if kind == "alternating":
-        alternating(shop)
+    shop = any_shop
+
+    if "alternating" in kind:
         shop.rotate["revoke_previous"] = True
 
     shop.more["VAULT_PROPAGATION_WINDOW"] = 0.5
@@ -223,18 +245,18 @@ def test_no_new_connection_is_refused_while_the_password_is_rotated(
     assert all(end["opened"] > 20 for end in ends)
 
 
-def test_the_same_without_candidates_sees_refusals(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, postgres: Postgres
-) -> None:
+@pytest.mark.parametrize("kind", SINGLE)
+def test_the_same_without_candidates_sees_refusals(any_shop: Shop, kind: str) -> None:
     """So the test above can see them."""
+    shop = any_shop
+    user = shop.document()["username"]
 
     def blind(step: str) -> None:
         if step == "applying":
             # A worker that does not look at the journal knows the old value only.
-            user = shop.document()["username"]
-            known.append(postgres.logs_in(user, FIRST))
+            known.append(shop.server.logs_in(user, FIRST))
         elif step == "committed":
-            known.append(postgres.logs_in(shop.document()["username"], FIRST))
+            known.append(shop.server.logs_in(user, FIRST))
 
     known: list[bool] = []
 

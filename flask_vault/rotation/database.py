@@ -20,11 +20,12 @@ from .dialects import Dialect
 from .dialects import dialect_for
 from .dialects import LIMIT
 from .dialects import lock_key
+from .driver_errors import meaning_of
+from .driver_errors import shown
 from .generators import describe
 from .journal import Fields
 from .rotators import Job
 from .rotators import NotYet
-from .rotators import Rejected
 from .rotators import Rotator
 
 if t.TYPE_CHECKING:
@@ -45,12 +46,6 @@ _CONNECT_TIMEOUT: t.Final[cabc.Mapping[str, str]] = {
 }
 
 _PORTS: t.Final = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
-
-#: PostgreSQL's and MySQL's codes for a right that is missing: no other password helps.
-_NO_RIGHT: t.Final = {"42501", 1044, 1045, 1142, 1227, 1410}
-
-#: MySQL's codes for what may pass; those from 2000 are the client's own.
-_MAY_PASS: t.Final = {1040, 1053, 1080, 1205, 1213, 1317, 3024}
 
 
 class DatabaseRotator(Rotator):
@@ -174,6 +169,13 @@ class DatabaseRotator(Rotator):
         live = self._url_of(job, job.document)
         previous = self._url_of(job, {**job.document, **(job.previous or {})})
 
+        # The server may be another one by now, a replica that had not learned of it.
+        if not self._logs_in(live):
+            with self._locked(job, live, previous) as (connection, dialect):
+                self._change(connection, dialect, live, str(live.password))
+
+            self.verify(job)
+
         if self.users:
             if self.revoke_previous or job.compromised:
                 with self._locked(job, previous) as (connection, dialect):
@@ -218,10 +220,17 @@ class DatabaseRotator(Rotator):
 
     @contextlib.contextmanager
     def _locked(
-        self, job: Job, target: URL
+        self, job: Job, target: URL, login: URL | None = None
     ) -> cabc.Iterator[tuple[Connection, Dialect]]:
-        """A transaction of the one rotator that may change a user now."""
+        """A transaction of the one rotator that may change a user now.
+
+        :param target: what is to log in afterwards.
+        :param login: what does now, when it is not that of the document.
+        """
         url, who = self._changer(job)
+
+        if login is not None and self.admin is None:
+            url, who = login, "the previous one"
 
         with _connected(url) as connection:
             if connection is None:
@@ -255,7 +264,7 @@ class DatabaseRotator(Rotator):
                     if connection.exec_driver_sql(lock).scalar() != 1:
                         raise NotYet("another process holds the database's lock")
             except DBAPIError as error:
-                failure = NotYet(f"the lock is not to be had: {_name(error)}")
+                failure = NotYet(f"the lock is not to be had: {shown(error)}")
 
             if failure is not None:
                 raise failure
@@ -268,7 +277,7 @@ class DatabaseRotator(Rotator):
             try:
                 connection.commit()
             except DBAPIError as error:
-                failure = NotYet(f"the end is not known: {_name(error)}")
+                failure = NotYet(f"the end is not known: {shown(error)}")
 
             if failure is not None:
                 raise failure
@@ -309,7 +318,7 @@ class DatabaseRotator(Rotator):
             wrapped = DBAPIError.instance(
                 None, None, error, driver_error, dialect=connection.dialect
             )
-            failure = _meaning(t.cast("DBAPIError", wrapped))
+            failure = meaning_of(t.cast("DBAPIError", wrapped))
         else:
             return
         finally:
@@ -456,46 +465,3 @@ def _parse(text: str, what: str) -> URL:
 
     # Outside of the except block: the text holds the password.
     raise VaultConfigError(f"{what}: {problem}.")
-
-
-def _meaning(error: DBAPIError) -> Exception:
-    """What to make of a statement that failed."""
-    from sqlalchemy.exc import InterfaceError
-    from sqlalchemy.exc import OperationalError
-
-    code = _code(error)
-    own = isinstance(code, int)
-
-    if code in _NO_RIGHT:
-        return RotationError(
-            f"The database does not let the user change this password ({_name(error)}):"
-            " grant the right, or name an 'admin' in 'rotate'."
-        )
-
-    if isinstance(error, InterfaceError) or (
-        isinstance(error, OperationalError)
-        and (not own or code in _MAY_PASS or t.cast(int, code) >= 2000)
-    ):
-        return NotYet(f"the end is not known: {_name(error)}")
-
-    return Rejected(f"the database refused it: {_name(error)}")
-
-
-def _code(error: DBAPIError) -> str | int | None:
-    original = error.orig
-
-    for name in ("sqlstate", "pgcode"):
-        code = getattr(original, name, None)
-
-        if isinstance(code, str):
-            return code
-
-    first = original.args[0] if original is not None and original.args else None
-    return first if isinstance(first, int) else None
-
-
-def _name(error: DBAPIError) -> str:
-    """Type and code; the text may quote the statement."""
-    code = _code(error)
-    name = type(error.orig).__name__
-    return name if code is None else f"{name}, code {code}"

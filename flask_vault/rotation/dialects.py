@@ -1,8 +1,9 @@
 """How each database is told a new password.
 
-A statement is a template with ``{user}``, ``{password}`` and ``{host}``, which are
-filled in quoted. PostgreSQL and MariaDB get what they would make of the password, so
-that it is in no log of theirs; MySQL leaves passwords out of its logs by itself.
+A statement is a template with ``{user}``, ``{host}``, and ``{password}`` or
+``{verifier}``, which are filled in quoted. The verifier is what PostgreSQL and MariaDB
+would make of the password, so that it is in no log of theirs; MySQL leaves passwords
+out of its logs by itself.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Dialect:
     #: Ends the password that was replaced, where both are taken for a while.
     discard: str | None = None
     discard_other: str | None = None
-    #: From user and password to what is sent.
+    #: What is made of a password for ``{verifier}``.
     encode: t.Literal["plain", "scram", "native"] = "plain"
 
     def with_statements(self, given: cabc.Mapping[str, str]) -> Dialect:
@@ -59,27 +60,30 @@ class Dialect:
                     f" {', '.join(STATEMENTS)} to text."
                 )
 
-        # A statement that is not ours may want the password as it is.
-        own = {"encode": "plain"} if "change" in given else {}
-        return dataclasses.replace(self, **own, **given)  # type: ignore[arg-type]
+        return dataclasses.replace(self, **given)  # type: ignore[arg-type]
 
     def fill(self, statement: str, user: str, password: str, host: str) -> str:
         """A statement for this user and password.
 
         :raises Rejected: for a password that cannot be quoted safely.
         """
-        return statement.format(
-            user=_identifier(user, self),
-            password=_literal(_ENCODERS[self.encode](password)),
-            host=_literal(host),
-        )
+        fields = {"user": _identifier(user, self), "host": _literal(host)}
+
+        # Only the one that is asked for: not each password can be sent as it is.
+        if "{verifier}" in statement:
+            fields["verifier"] = _literal(_ENCODERS[self.encode](password))
+
+        if "{password}" in statement:
+            fields["password"] = _literal(password)
+
+        return statement.format(**fields)
 
 
 STATEMENTS: t.Final = ("change", "change_other", "discard", "discard_other", "lock")
 
 POSTGRESQL: t.Final = Dialect(
-    change="ALTER ROLE {user} PASSWORD {password}",
-    change_other="ALTER ROLE {user} PASSWORD {password}",
+    change="ALTER ROLE {user} PASSWORD {verifier}",
+    change_other="ALTER ROLE {user} PASSWORD {verifier}",
     limits=(
         f"SET LOCAL statement_timeout = '{LIMIT}s'",
         f"SET LOCAL idle_in_transaction_session_timeout = '{LIMIT}s'",
@@ -107,8 +111,8 @@ MYSQL: t.Final = Dialect(
 )
 
 MARIADB: t.Final = Dialect(
-    change="SET PASSWORD = {password}",
-    change_other="SET PASSWORD FOR {user}@{host} = {password}",
+    change="SET PASSWORD = {verifier}",
+    change_other="SET PASSWORD FOR {user}@{host} = {verifier}",
     limits=_MYSQL_LIMITS,
     lock=_MYSQL_LOCK,
     encode="native",
@@ -177,8 +181,8 @@ def scram_verifier(password: str) -> str:
 
 def _native_hash(password: str) -> str:
     # What MariaDB keeps; it is no choice of ours.
-    first = hashlib.sha1(password.encode()).digest()  # noqa: S324
-    return f"*{hashlib.sha1(first).hexdigest().upper()}"  # noqa: S324
+    first = hashlib.sha1(password.encode()).digest()  # noqa: S324 # nosec B324
+    return f"*{hashlib.sha1(first).hexdigest().upper()}"  # noqa: S324 # nosec B324
 
 
 _ENCODERS: t.Final[cabc.Mapping[str, cabc.Callable[[str], str]]] = {

@@ -135,6 +135,7 @@ class KV:
                 error, location, f"{mount.name}/data/{path}", "create, update"
             ) from None
         except VaultResponseError as error:
+            self._transport.distrust(f"{mount.name}/data/{path}")
             raise lost_race(error, location, cas) from None
 
         # The answer was lost. Only a read tells whether the write was done, and

@@ -51,6 +51,8 @@ def _run(order: dict[str, t.Any], output: int) -> t.NoReturn:
 def main() -> None:
     import hvac  # noqa: F401
     import psycopg  # noqa: F401
+    import pymysql  # type: ignore[import-untyped]  # noqa: F401
+    import sqlalchemy.dialects.mysql  # noqa: F401
     import sqlalchemy.dialects.postgresql  # noqa: F401
 
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Opens a new connection to PostgreSQL every 50 ms, as a worker does while a password
+"""Opens a new connection to a database every 50 ms, as a worker does while a password
 is rotated: with what the document holds, which it reads now and then.
 
 Ends with standard input, and prints how many connections were opened and refused.
@@ -6,13 +6,16 @@ Ends with standard input, and prints how many connections were opened and refuse
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 import threading
 import time
 
-import psycopg
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 
 from flask_vault.rotation.journal import candidates
 from flask_vault.testing.plugin import VaultMount
@@ -21,10 +24,16 @@ from flask_vault.testing.plugin import VaultMount
 INTERVAL = 0.1
 
 
+@functools.cache
+def engine_of(url: str) -> sa.Engine:
+    return sa.create_engine(url, poolclass=NullPool)
+
+
 def main() -> None:
     mount = VaultMount(
         os.environ["TEST_MOUNT"], os.environ["TEST_VAULT"], os.environ["TEST_TOKEN"]
     )
+    template = os.environ["TEST_TEMPLATE"]
     ended = threading.Event()
 
     def wait_for_the_end() -> None:
@@ -42,17 +51,9 @@ def main() -> None:
             read_at = time.monotonic()
 
         for one in known:
-            host, _, port = one["host"].partition(":")
-
             try:
-                psycopg.connect(
-                    host=host,
-                    port=port,
-                    user=one["username"],
-                    password=one["password"],
-                    dbname="postgres",
-                ).close()
-            except psycopg.OperationalError:
+                engine_of(template.format(**one)).connect().close()
+            except OperationalError:
                 continue
 
             opened += 1
