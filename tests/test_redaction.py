@@ -104,7 +104,7 @@ def test_a_value_is_masked_wherever_a_record_has_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     vault_mount.write("a", {"a": CANARY})
-    start(vault_mount, log, {"A": "a#a"})
+    _app = start(vault_mount, log, {"A": "a#a"})
     write(log.logger)
     assert "***" in log.text
     assert CANARY not in log.text
@@ -115,7 +115,7 @@ def test_a_value_is_masked_in_the_text_of_an_exception(
     vault_mount: VaultMount, log: Log
 ) -> None:
     vault_mount.write("a", {"a": CANARY})
-    start(vault_mount, log, {"A": "a#a"})
+    _app = start(vault_mount, log, {"A": "a#a"})
 
     try:
         fail(f"cannot log in with {CANARY}")
@@ -141,7 +141,7 @@ def test_a_value_is_masked_as_it_is_spelled_elsewhere(
     vault_mount: VaultMount, log: Log, value: str, spelled: str
 ) -> None:
     vault_mount.write("a", {"a": value})
-    start(vault_mount, log, {"A": "a#a"})
+    _app = start(vault_mount, log, {"A": "a#a"})
     log.logger.warning("it is %s", spelled)
     assert "***" in log.text
     assert spelled not in log.text
@@ -150,7 +150,7 @@ def test_a_value_is_masked_as_it_is_spelled_elsewhere(
 def test_what_no_secret_is_stays(vault_mount: VaultMount, log: Log) -> None:
     vault_mount.write("a", {"a": CANARY, "short": "1234567"})
     vault_mount.write("db", {"user": "ada.lovelace", "password": f"{CANARY}-pw"})
-    start(
+    _app = start(
         vault_mount,
         log,
         {
@@ -177,7 +177,7 @@ def test_what_no_secret_is_stays(vault_mount: VaultMount, log: Log) -> None:
 def test_the_parts_of_a_template_are_masked(vault_mount: VaultMount, log: Log) -> None:
     vault_mount.write("db", {"user": "ada.lovelace", "password": CANARY})
     template = "db://{user}:{password}@db"
-    start(vault_mount, log, {"URL": {"ref": "db", "template": template}})
+    _app = start(vault_mount, log, {"URL": {"ref": "db", "template": template}})
     log.logger.warning("%s and db://ada.lovelace:%s@db", CANARY, CANARY)
     assert "*** and *** " in log.text
     assert CANARY not in log.text
@@ -311,7 +311,7 @@ def test_the_filter_itself_tells_nothing(
     vault_mount: VaultMount, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vault_mount.write("a", {"a": CANARY})
-    start(vault_mount, log, {"A": "a#a"})
+    _app = start(vault_mount, log, {"A": "a#a"})
     (redaction,) = log.handler.filters
     log.logger.warning("hello")
     assert CANARY not in repr(redaction)
