@@ -31,8 +31,8 @@ if t.TYPE_CHECKING:
     from .keyring import KeyRing
     from .redaction import Redaction
     from .state import AppState
-    from .state import Hook
     from .state import Refreshed
+    from .telling import Hook
 
 H = t.TypeVar("H", bound="Hook")
 
@@ -190,7 +190,7 @@ class FlaskVault:
         self._redaction.cover(target)
 
     def _wire(self, app: Flask, state: AppState) -> None:
-        state.hook_lists.append(self._hooks)
+        state.teller.hook_lists.append(self._hooks)
         self._states = [*(r for r in self._states if r()), weakref.ref(state)]
         state.observers.changed()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import collections.abc as cabc
 import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
 import os
@@ -18,11 +16,8 @@ import typing as t
 from flask import current_app
 from flask import Flask
 from flask import g
-from flask import has_app_context
 
 from . import candidates
-from .announcer import Announcer
-from .announcer import Job
 from .client import Pin
 from .client import VaultClient
 from .config_writer import Follower
@@ -49,15 +44,11 @@ from .resolve import resolve_entry
 from .resolve import without_vault
 from .rotation.runner import Rotated
 from .settings import Settings
-from .signals import call
-from .signals import keyring_advanced
-from .signals import refresh_failed
-from .signals import refresh_recovered
-from .signals import secret_rotated
 from .signals import secrets_loaded
-from .signals import send
 from .store import Held
 from .store import PARALLEL
+from .telling import Hook
+from .telling import Teller
 from .vault.documents import Document
 from .vault.documents import Location
 from .vault.process import PerProcess
@@ -78,9 +69,6 @@ _OF_THE_SERVER: t.Final = (
     VaultRateLimitedError,
     VaultLoginError,
 )
-
-#: Called with the config key and the version.
-Hook = cabc.Callable[[str, "int | None"], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,24 +104,18 @@ class AppState:
             {entry.key: self.client.catalog.location_of(entry) for entry in entries},
             settings.propagation_window,
         )
+        self.teller = Teller(app, self.observers, lambda: self.refresher.is_here())
         self.refresher = Refresher(
             self,
             mode=settings.refresh_mode if settings.enabled else "off",
             interval=settings.refresh_interval,
             window=settings.propagation_window,
-            on_failure=self._failed,
-            on_recovery=self._recovered,
+            on_failure=self.teller.failed,
+            on_recovery=self.teller.recovered,
             on_round=self.observers.refreshed,
         )
         self._entry = {entry.key: entry for entry in entries}
-        self._hooks: list[tuple[frozenset[str], Hook]] = []
-        #: Lists to which others add.
-        self.hook_lists = [self._hooks]
         self._lock: PerProcess[threading.RLock] = PerProcess(threading.RLock)
-        self._announcer = Announcer()
-        #: What is to be told when this thread has let go of its locks.
-        self._jobs: collections.deque[Job] = collections.deque()
-        self._changed: list[str] = []
         #: With which path a round begins.
         self._first = 0
         #: Monotonic time at which the rings were known to be up to date.
@@ -177,7 +159,7 @@ class AppState:
 
         self._found, self._held = {}, {}
 
-        self._signal(
+        self.teller.signal(
             secrets_loaded,
             keys=tuple(o.entry.key for o in outcomes if o.source != "unset"),
             sources={o.entry.key: o.source for o in outcomes},
@@ -322,13 +304,6 @@ class AppState:
             f"{key} has no value, so its key ring is empty: see 'flask vault status'."
         )
 
-    def repin(self) -> None:
-        """Have this context see what is there now."""
-        pin = self._pin()
-
-        if pin is not None:
-            pin.rings = self.live.rings
-
     def candidates(self, key: str) -> tuple[t.Any, ...]:
         """The values of an entry that may let somebody in, the likeliest first.
 
@@ -374,7 +349,7 @@ class AppState:
         It runs in an app context, with the config key and the version. One that raises
         is logged.
         """
-        self._hooks.append((frozenset(keys), hook))
+        self.teller.on_change(keys, hook)
 
     # --- refresh ---------------------------------------------------------------------
 
@@ -383,12 +358,12 @@ class AppState:
         if not self.settings.enabled:
             return Refreshed()
 
-        self._changed = []
-        errors = self.refresher.now()
-        self.advance()
-        changed = tuple(dict.fromkeys(self._changed))
-        self._tell()
-        return Refreshed(changed, errors)
+        with self.teller.collecting() as changed:
+            errors = self.refresher.now()
+            self.advance()
+
+        self.teller.tell()
+        return Refreshed(tuple(dict.fromkeys(changed)), errors)
 
     def ask(self) -> bool:
         """Refresh because something unknown was met, see :meth:`Refresher.ask`."""
@@ -396,7 +371,7 @@ class AppState:
             return False
 
         done = self.refresher.ask()
-        self._tell()
+        self.teller.tell()
         return done
 
     def start(self) -> None:
@@ -422,9 +397,7 @@ class AppState:
     def touch(self) -> None:
         """Have the refresher do its work. Called at the start of each request."""
         self.refresher.touch()
-
-        if self._jobs:
-            self._tell()
+        self.teller.tell()
 
     def round(self) -> dict[str, VaultError]:
         """Ask for every path once; give what went wrong, by path."""
@@ -487,7 +460,7 @@ class AppState:
 
             learned = self.live.advance(self.client.now())
 
-        self._announce(learned, "refresh")
+        self.teller.learned(learned, "refresh")
 
     def seconds_to_change(self) -> float:
         """Seconds until a ring moves by time alone."""
@@ -540,7 +513,7 @@ class AppState:
             # The thread sleeps until the change that was the next one before.
             self.refresher.wake()
             # Before what asks the server, or writes a file.
-            self._announce(learned, origin)
+            self.teller.learned(learned, origin)
             self._keep_for_restart({p: held.document for p, held in applied.items()})
             self._look_at_limits(found)
 
@@ -598,81 +571,6 @@ class AppState:
         }
         self.client.keep_for_restart({**older, **documents})
 
-    # --- telling ---------------------------------------------------------------------
-
-    def _announce(self, learned: Learned, origin: str) -> None:
-        self._changed += [change.key for change in learned.changes]
-
-        if learned:
-            self.observers.changed()
-            self._later(lambda: self._send(learned, origin))
-
-    def _later(self, job: Job) -> None:
-        """Tell it without a lock held, and without holding up the refresh thread."""
-        if self.refresher.is_here():
-            self._announcer.announce(job)
-        else:
-            self._jobs.append(job)
-
-    def _tell(self) -> None:
-        while True:
-            try:
-                job = self._jobs.popleft()
-            except IndexError:
-                return
-
-            job()
-
-    def _send(self, learned: Learned, origin: str) -> None:
-        with self._app_context():
-            for change in learned.changes:
-                self._signal(
-                    secret_rotated,
-                    key=change.key,
-                    path=change.path,
-                    field=change.field,
-                    version=change.version,
-                    previous_version=change.previous_version,
-                    origin=origin,
-                )
-
-            for advance in learned.advances:
-                self._signal(
-                    keyring_advanced,
-                    key=advance.key,
-                    version=advance.version,
-                    accepted=advance.accepted,
-                )
-
-            for key, version in learned.written:
-                for keys, hook in itertools.chain(*self.hook_lists):
-                    if key in keys and not call(
-                        f"on_rotate({key!r})", hook, key, version
-                    ):
-                        self.observers.receiver_failed("on_rotate")
-
-    def _failed(self, errors: cabc.Mapping[str, VaultError]) -> None:
-        kinds = [type(error).__name__ for error in errors.values()]
-
-        # Many paths may have one reason, such as an answer that is no JSON.
-        for reason in dict.fromkeys(str(error) for error in errors.values()):
-            _log.warning(
-                "The refresh fails, and the app goes on with what it has: %s", reason
-            )
-
-        self._later(
-            lambda: self._signal(refresh_failed, paths=tuple(errors), error=kinds[0])
-        )
-
-    def _recovered(self, seconds: float) -> None:
-        _log.warning("The refresh works again after %.0f s.", seconds)
-        self._later(lambda: self._signal(refresh_recovered, seconds=seconds))
-
-    def _signal(self, signal: t.Any, **arguments: t.Any) -> None:
-        with self._app_context():
-            for _ in range(send(signal, self.app, **arguments)):
-                self.observers.receiver_failed(signal.name)
-
     # --- rotations of this process ---------------------------------------------------
 
     def _rotated(self, rotated: Rotated) -> None:
@@ -705,18 +603,12 @@ class AppState:
         for problem in learned.rejected.values():
             _log.warning("%s", problem)
 
-        self._tell()
+        self.teller.tell()
 
     # --- contexts --------------------------------------------------------------------
 
     def _place(self, entry: Entry) -> Location:
         return self.client.catalog.location_of(entry)
-
-    def _app_context(self) -> contextlib.AbstractContextManager[object]:
-        if has_app_context() and current_app == self.app:
-            return contextlib.nullcontext()
-
-        return self.app.app_context()
 
     def _pin(self) -> Pin | None:
         """What the current app context has seen; ``None`` outside of one of our app."""

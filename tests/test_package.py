@@ -49,6 +49,7 @@ MAY_IMPORT["rings"] = MAY_IMPORT["resolve"] | {"resolve", "keyring", "history"}
 MAY_IMPORT["config_writer"] = MAY_IMPORT["entries"] | {"entries", "keyring"}
 MAY_IMPORT["live"] = MAY_IMPORT["rings"] | {"rings", "config_writer"}
 MAY_IMPORT["announcer"] = GROUND | {"vault"}
+MAY_IMPORT["telling"] = GROUND | {"announcer", "live"}
 MAY_IMPORT["client"] = MAY_IMPORT["resolve"] | {
     "history",
     "keyring",

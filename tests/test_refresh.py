@@ -29,6 +29,7 @@ from flask_vault.testing import FaultProxy
 from flask_vault.testing.api import Api
 from flask_vault.testing.plugin import VaultMount
 from tests.helpers import approle
+from tests.helpers import at_once
 from tests.helpers import may_read
 from tests.helpers import start_app
 
@@ -509,6 +510,17 @@ def test_hooks_run_when_the_config_has_another_value(vault_mount: VaultMount) ->
     assert seen == [("CACHE_URL", 2, "redis://second")]
 
 
+def test_a_report_has_what_its_own_refresh_has_brought(
+    app: Flask, vault_mount: VaultMount
+) -> None:
+    vault_mount.write("stripe", {"api_key": "sk-second"})
+
+    with state_of(app).teller.collecting() as mine:
+        (report,) = at_once(1, lambda _: state_of(app).refresh().changed)
+
+    assert (report, mine) == (("STRIPE_KEY",), [])
+
+
 def test_a_slow_receiver_does_not_hold_up_the_polls(vault_mount: VaultMount) -> None:
     vault_mount.write("flask", {"key": "1"})
     app = start_app(
@@ -637,8 +649,6 @@ def test_apps_that_are_gone_leave_no_thread(vault_mount: VaultMount) -> None:
 def test_many_that_ask_share_one_refresh_and_then_there_is_a_pause(
     vault_mount: VaultMount, vault_proxy: FaultProxy
 ) -> None:
-    from tests.helpers import at_once
-
     vault_mount.write("flask", {"key": "1"})
     app = start_app(
         vault_mount.config(VAULT_ADDR=vault_proxy.address),
